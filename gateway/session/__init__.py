@@ -1,0 +1,14 @@
+"""The domain: what a session is and how its events reach sockets. No I/O library is imported here.
+
+==========  =======================================================================================
+model       the words of the domain as frozen values; what the ports carry
+entry       the log's entry: a small header ahead of the bytes that clients read
+ports       what the domain needs from the outside, as `typing.Protocol`s, each with its guarantee
+errors      refusals, with their wire code
+outbox      what waits for one socket, bounded in bytes
+hub         who follows which session on this node; order, gaps, home, counting
+snapshot    a session as one frame, for who comes without a cursor
+service     the verbs of a session: open, message, answer, tool result, cancel, close
+deadlines   the sweep: every due time of the fleet, acted on by any node
+==========  =======================================================================================
+"""

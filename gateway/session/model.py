@@ -1,0 +1,343 @@
+"""The words of the domain as frozen values. Times are milliseconds since the epoch, by Redis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from protocol.frames import Cursor, RunInfo, SessionState
+
+Role = Literal["user", "assistant", "tool", "system"]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who speaks: a user of a tenant."""
+
+    tenant: str
+    user: str
+
+
+class SessionKey(NamedTuple):
+    """What names a session: unique only within its tenant."""
+
+    tenant: str
+    session_id: str
+
+
+class RunRef(NamedTuple):
+    """What names a run."""
+
+    tenant: str
+    session_id: str
+    run_id: str
+
+    @property
+    def session(self) -> SessionKey:
+        """The run's session."""
+        return SessionKey(self.tenant, self.session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that the domain keeps; the defaults are the documented ones."""
+
+    pending_runs: int = 20
+    log_bytes: int = 4 * 1024 * 1024
+    run_events: int = 50_000
+    run_bytes: int = 16 * 1024 * 1024
+    transcript_messages: int = 200
+    transcript_bytes: int = 1024 * 1024
+    message_ids: int = 10_000
+    message_id_ttl_s: float = 24 * 3600
+    lease_s: float = 30.0
+    max_attempts: int = 3
+    run_timeout_s: float = 600.0
+    queue_wait_s: float = 60.0
+    interrupt_ttl_s: float = 3600.0
+    cancel_grace_s: float = 5.0
+    resume_grace_s: float = 120.0
+    session_ttl_s: float = 24 * 3600
+    dispatch_retry_s: float = 2.0
+    journal_entries: int = 10_000
+
+
+# --- opening and reading a session ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session as the bus sees it now.
+
+    Attributes:
+        agent: name of its agent.
+        user: its owner.
+        state: see the table of states in the README.
+        cursor: epoch and last seq of the log.
+        runs: open and pending runs, the open one first.
+        interrupts: AG-UI interrupts that await an answer.
+        pending_tools: ids of client tool calls that await a result.
+        home: the node that counts it, or an empty string.
+        created: True when this very call created it.
+        homed: True when this very call made the caller its home.
+    """
+
+    key: SessionKey
+    user: str
+    agent: str
+    state: SessionState
+    cursor: Cursor
+    runs: list[RunInfo] = field(default_factory=list[RunInfo])
+    interrupts: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    pending_tools: list[str] = field(default_factory=list[str])
+    home: str = ""
+    created_ms: int = 0
+    created: bool = False
+    homed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSource:
+    """What a snapshot is made from, read in one step: consistent with `cursor`.
+
+    Attributes:
+        messages: the live transcript, each an AG-UI message as JSON.
+        frames: the event frames of the open run so far, oldest first.
+        state: the shared state as JSON, when the agent has set one.
+    """
+
+    cursor: Cursor
+    messages: list[bytes]
+    frames: list[bytes]
+    state: bytes | None
+    open_run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """A part of the log after a cursor.
+
+    Attributes:
+        entries: raw `header LF frame` entries, oldest first, contiguous from the cursor.
+        last_seq: of the whole log; more pages follow while the last entry is below it.
+        status: `ok`; or why the cursor cannot be continued: `epoch` (another epoch), `trimmed`
+            (older than the log), `ahead` (Redis lost writes), `gone` (no such session).
+    """
+
+    entries: list[bytes]
+    epoch: str
+    last_seq: int
+    status: Literal["ok", "epoch", "trimmed", "ahead", "gone"]
+
+
+# --- putting something into a session -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to accept. `body` is what `id_conflict` compares; `message` the AG-UI message.
+
+    `run_fields` are further members of `RUN_STARTED.input` as JSON text without braces (tools,
+    context, state, forwardedProps), or empty.
+    """
+
+    key: SessionKey
+    user: str
+    frame_id: str
+    run_id: str
+    body_digest: str
+    message: bytes
+    run_fields: bytes
+    when_busy: Literal["enqueue", "reject", "interrupt"]
+    traceparent: str
+    seen: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewAnswer:
+    """Answers to the interrupts of those ids. `entries` is AG-UI's `resume` array as JSON."""
+
+    key: SessionKey
+    user: str
+    frame_id: str
+    run_id: str
+    body_digest: str
+    interrupt_ids: list[str]
+    entries: bytes
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewToolResult:
+    """The result of a client tool call. `message` is the AG-UI tool message as JSON."""
+
+    key: SessionKey
+    user: str
+    frame_id: str
+    run_id: str
+    body_digest: str
+    tool_call_id: str
+    message: bytes
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of it.
+
+    `dispatch` is the run that now wants a worker (not necessarily this one's), with its agent;
+    None when none does. `run_id` is empty for a tool result while others are pending.
+    """
+
+    status: Literal["accepted", "queued", "duplicate"]
+    run_id: str
+    dispatch: RunRef | None
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The session is over. `completed` is True for the one call that made it so."""
+
+    completed: bool
+    agent: str
+    created_ms: int
+    ended_ms: int
+
+
+# --- a run, as its worker sees it -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """What a worker says about its agent. `restartable`: a lost run may begin anew."""
+
+    name: str
+    description: str = ""
+    restartable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker's presence: what it serves and how full it is."""
+
+    worker_id: str
+    agent: AgentInfo
+    slots: int
+    busy: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """An agent as the directory lists it."""
+
+    info: AgentInfo
+    workers: int
+    slots: int
+    busy: int
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A run that is ours. Every later call carries `attempt`.
+
+    Attributes:
+        user: the user id.
+        messages: the live transcript, this run's new messages last; each an AG-UI message as JSON.
+        run_input: the run's own `RunAgentInput` as JSON, `messages` being only the new ones.
+        state: the shared state as JSON, or None.
+        metadata: the session's metadata as JSON object.
+        task_type: `run`, or `resume` for the answer to an interrupt or tool call.
+        deadline_ms: when the run is ended by force.
+    """
+
+    ref: RunRef
+    agent: str
+    user: str
+    attempt: int
+    messages: list[bytes]
+    run_input: bytes
+    state: bytes | None
+    metadata: Mapping[str, Any]
+    task_type: Literal["run", "resume"]
+    traceparent: str
+    deadline_ms: int
+    now_ms: int
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """One AG-UI event as compact JSON, with the output tokens in it (0: none or unknown)."""
+
+    json: bytes
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ends.
+
+    Attributes:
+        kind: `F` success, `I` interrupt or pending client tools, `C` cancelled, `X` error.
+        event: the terminal AG-UI event as compact JSON.
+        messages: what the run adds to the transcript, each as JSON.
+        interrupts: AG-UI interrupts as a JSON array, empty when there are none.
+        pending_tools: ids of client tool calls without a result.
+        output_tokens: total over the run as reported, None when not reported.
+        input_tokens: likewise.
+        state: the new shared state as JSON, None when unchanged.
+        code: the error code for `X`, else empty.
+    """
+
+    kind: Literal["F", "I", "C", "X"]
+    event: bytes
+    messages: list[bytes] = field(default_factory=list[bytes])
+    interrupts: bytes = b""
+    pending_tools: list[str] = field(default_factory=list[str])
+    output_tokens: int | None = None
+    input_tokens: int | None = None
+    state: bytes | None = None
+    code: str = ""
+
+
+class Lease(NamedTuple):
+    """What a renewal answers. `held` False: stop at once; `cancelled` True: stop in order."""
+
+    held: bool
+    cancelled: bool
+
+
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A due time that has passed: `kind` is one of those in `bus/scripts/advance.lua`."""
+
+    kind: str
+    ref: RunRef
+    due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """What came of acting on a due time.
+
+    Attributes:
+        dispatch: a run that wants a worker now, with its `agent`.
+        end: set when the run must be ended by force and its words so far be kept: the code to end
+            it with. The caller folds `frames` and calls `end_by_force`.
+        attempt, ordinal: the fence for that call.
+        completed: the session expired by this very call (it is counted as completed once).
+    """
+
+    agent: str = ""
+    dispatch: RunRef | None = None
+    end: str = ""
+    attempt: int = 0
+    ordinal: int = 0
+    frames: list[bytes] = field(default_factory=list[bytes])
+    completed: bool = False
+    created_ms: int = 0
+    now_ms: int = 0

@@ -1,0 +1,249 @@
+"""What the domain needs from the outside. Each port's docstring states its guarantee."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from gateway.session.model import (
+    Accepted,
+    Advanced,
+    AgentEvent,
+    AgentInfo,
+    AgentStatus,
+    Claim,
+    Closed,
+    Due,
+    Ending,
+    Lease,
+    LogPage,
+    NewAnswer,
+    NewMessage,
+    NewToolResult,
+    Role,
+    RunRef,
+    SessionKey,
+    SessionView,
+    SnapshotSource,
+    WorkerInfo,
+)
+from protocol.frames import Cursor
+
+
+class Sessions(Protocol):
+    """A session's live state, for the node that serves its clients.
+
+    Every call is one atomic step in the session's partition and is safe to repeat. What it
+    confirmed survives whatever dies but Redis itself.
+
+    Raises (all): `Unavailable`, and `Refused` with the code of the table of states.
+    """
+
+    async def open(
+        self,
+        key: SessionKey,
+        user: str,
+        *,
+        node: str,
+        agent: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        dead_home: str = "",
+    ) -> SessionView:
+        """Creates the session (`agent` given) or finds it; takes its home when it has none.
+
+        `dead_home` names a node that is known to be dead: its home is taken over.
+        """
+        ...
+
+    async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
+        """Makes exactly one run per frame id; the same id again answers `duplicate`."""
+        ...
+
+    async def cancel(self, key: SessionKey, user: str, run_id: str | None) -> Accepted:
+        """Cancels the run (the open one by default), or abandons what awaits input."""
+        ...
+
+    async def close(self, key: SessionKey, user: str) -> Closed:
+        """Ends the session; its open run is cancelled."""
+        ...
+
+    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+        """The log after a cursor, at most `count` entries."""
+        ...
+
+    async def snapshot(self, key: SessionKey) -> SnapshotSource | None:
+        """All that a newcomer must know, in one consistent read; None when there is no session."""
+        ...
+
+    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
+        """Gives up the home, to another node or to nobody. True when `node` held it."""
+        ...
+
+
+class Deadlines(Protocol):
+    """Due times, on Redis's clock. Any node may act on any; acting is idempotent."""
+
+    async def due(self, limit: int) -> list[Due]:
+        """Due times that have passed, over all partitions."""
+        ...
+
+    async def advance(self, due: Due) -> Advanced:
+        """Acts on one due time if it still holds, else does nothing."""
+        ...
+
+    async def end_by_force(
+        self, ref: RunRef, attempt: int, ordinal: int, code: str, ending: Ending
+    ) -> RunRef | None:
+        """Ends a run whose deadline has passed, fenced by attempt and ordinal.
+
+        Returns the session's next run, which wants a worker. Raises `Fenced` when the worker came
+        back in the meantime.
+        """
+        ...
+
+    async def beat(self, node: str) -> dict[str, bool]:
+        """Says that this node lives. Answers the nodes known, and whether each is alive."""
+        ...
+
+
+class RunQueue(Protocol):
+    """The way from accepted runs to workers, and a run's life in the hands of its worker.
+
+    At most one attempt holds a run. Every call may be repeated after a lost answer and is applied
+    once. Raises `Unavailable` when Redis does not answer, `Fenced` when the attempt is stale.
+    """
+
+    async def dispatch(self, ref: RunRef, agent: str) -> None:
+        """Puts a run into its tenant's queue of the agent, once, and rings."""
+        ...
+
+    async def take(self, agent: str, count: int) -> list[RunRef]:
+        """At most `count` waiting runs, fairly over the tenants; each must be claimed at once."""
+        ...
+
+    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
+        """Makes the run ours, or None when it is over, cancelled or another's."""
+        ...
+
+    async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
+        """Extends the leases of (run, attempt) pairs; one answer each, in order."""
+        ...
+
+    async def append(
+        self, ref: RunRef, attempt: int, ordinal: int, events: Sequence[AgentEvent]
+    ) -> None:
+        """Appends events; `ordinal` numbers the first of them within the attempt, from 0.
+
+        Raises `TooLarge` when the run has reached its bound (nothing of the call is applied).
+        """
+        ...
+
+    async def finish(
+        self, ref: RunRef, attempt: int, ordinal: int, ending: Ending
+    ) -> tuple[RunRef, str] | None:
+        """Ends the run. Answers the session's next run and its agent, to be dispatched."""
+        ...
+
+    async def hand_back(self, ref: RunRef, attempt: int) -> bool:
+        """Gives back a run without agent events, for another worker. False when not held."""
+        ...
+
+
+class Directory(Protocol):
+    """Which agents exist and who serves them. Eventually right: presence lasts 15 s."""
+
+    async def announce(self, worker: WorkerInfo) -> None:
+        """Says that a worker lives; to be repeated every 5 s."""
+        ...
+
+    async def retire(self, worker: WorkerInfo) -> None:
+        """Says that a worker leaves."""
+        ...
+
+    async def agents(self) -> list[AgentStatus]:
+        """All agents that ever announced themselves, with who serves them now."""
+        ...
+
+    async def find(self, name: str) -> AgentInfo | None:
+        """One agent, from a short-lived cache."""
+        ...
+
+
+class Notices(Protocol):
+    """Pub/sub: the fast path, at most once. Callbacks run on the loop and must not block.
+
+    A subscription is confirmed by the server before the context is entered. After an interruption
+    of the connection every subscription is made again, and `on_restored` (where given) is called.
+    """
+
+    def session_events(
+        self,
+        key: SessionKey,
+        on_push: Callable[[bytes], None],
+        on_restored: Callable[[], None],
+    ) -> AbstractAsyncContextManager[None]:
+        """The pushes of a session's log (`entry.parse_push`)."""
+        ...
+
+    def session_control(
+        self, key: SessionKey, on_cancel: Callable[[str], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Cancellations within a session: the run id."""
+        ...
+
+    def agent_ring(
+        self, agent: str, on_ring: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """A ring whenever a run of the agent is waiting."""
+        ...
+
+
+class SessionProbe(Protocol):
+    """Telemetry of one session, bound once to its tenant and agent; each verb is one fact."""
+
+    def created(self) -> None:
+        """A new session."""
+        ...
+
+    def completed(self, status: str, duration_s: float) -> None:
+        """It ended: `completed`, `expired` or `failed`."""
+        ...
+
+    def home_taken(self) -> None:
+        """This node counts it from now on."""
+        ...
+
+    def home_left(self) -> None:
+        """This node counts it no more."""
+        ...
+
+    def message_accepted(self, role: Role, seconds: float) -> None:
+        """A message was read, accepted and acknowledged in so many seconds."""
+        ...
+
+    def tokens(self, output: int, into: int) -> None:
+        """A frame with reported tokens passed."""
+        ...
+
+    def run_ended(self, role: str, delivery_s: float) -> None:
+        """A terminal event passed; `role` is `assistant` when the run left a message."""
+        ...
+
+
+class Probe(Protocol):
+    """Telemetry, as the flow sees it."""
+
+    def connection_opened(self, tenant: str) -> None:
+        """A WebSocket has a principal and is open."""
+        ...
+
+    def connection_closed(self, tenant: str) -> None:
+        """It is gone."""
+        ...
+
+    def session(self, tenant: str, agent: str) -> SessionProbe:
+        """Handles bound to one tenant and agent; cheap enough to keep one per session."""
+        ...
+
+
+Clock = Callable[[], float]
+"""Seconds, monotonic."""

@@ -1,0 +1,112 @@
+"""Bytes to frames and back. Whatever the bytes are, the outcome is a frame or a `ProtocolError`."""
+
+from typing import Any
+
+import msgspec
+
+from protocol.codes import ErrorCode
+from protocol.frames import ClientFrame, ServerFrame
+
+MAX_CLIENT_FRAME_BYTES = 64 * 1024
+"""Default bound of a client frame; a larger one closes the connection with 1009."""
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not a frame of this protocol.
+
+    Attributes:
+        code: `BAD_FRAME`, `UNKNOWN_TYPE` or `TOO_LARGE`.
+        message: what is wrong, for a person.
+        re: the `id` of the offending frame, when it could be read.
+        param: the offending field, such as `after.seq`, when one is to blame.
+        fatal: True when nothing that follows can be trusted (no JSON object at all, or a frame that
+            is illegal in this state); a frame that is merely wrong leaves the connection usable.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        re: str | None = None,
+        param: str | None = None,
+        fatal: bool = False,
+    ) -> None:
+        """See the attributes."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.re = re
+        self.param = param
+        self.fatal = fatal
+
+
+_client_decoder = msgspec.json.Decoder(ClientFrame)
+_server_decoder = msgspec.json.Decoder(ServerFrame)
+_loose_decoder = msgspec.json.Decoder()
+_encoder = msgspec.json.Encoder()
+
+
+def encode(frame: ClientFrame | ServerFrame) -> bytes:
+    """The frame as compact JSON."""
+    return _encoder.encode(frame)
+
+
+def decode_client(data: bytes, *, max_bytes: int = MAX_CLIENT_FRAME_BYTES) -> ClientFrame:
+    """A frame that a client sent.
+
+    Raises:
+        ProtocolError: for anything that is not one.
+    """
+    if len(data) > max_bytes:
+        raise ProtocolError(ErrorCode.TOO_LARGE, f"a frame may have {max_bytes} bytes", fatal=True)
+    try:
+        return _client_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise _explain(data, error) from None
+
+
+def decode_server(data: bytes | str) -> ServerFrame:
+    """A frame that a server sent.
+
+    Raises:
+        ProtocolError: for anything that is not one; with `UNKNOWN_TYPE` for a type that a later
+            server may send and that a client ignores.
+    """
+    try:
+        return _server_decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise _explain(data, error) from None
+
+
+def _explain(data: bytes | str, error: Exception) -> ProtocolError:
+    """Finds out what is wrong; only a faulty frame pays for this second look."""
+    try:
+        loose: Any = _loose_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeError):
+        return ProtocolError(ErrorCode.BAD_FRAME, "not JSON", fatal=True)
+    except RecursionError:
+        return ProtocolError(ErrorCode.BAD_FRAME, "nested too deeply", fatal=True)
+    if not isinstance(loose, dict):
+        return ProtocolError(ErrorCode.BAD_FRAME, "not a JSON object", fatal=True)
+    fields: dict[str, Any] = loose
+    frame_id: Any = fields.get("id")
+    re = frame_id if isinstance(frame_id, str) and 0 < len(frame_id) <= 128 else None
+    kind: Any = fields.get("type")
+    if not isinstance(kind, str):
+        return ProtocolError(
+            ErrorCode.BAD_FRAME, "`type` is missing or no string", re=re, param="type"
+        )
+    message, _, path = str(error).partition(" - at `")
+    if path.startswith("$.type"):
+        return ProtocolError(
+            ErrorCode.UNKNOWN_TYPE, f"unknown frame type {kind[:64]!r}", re=re, param="type"
+        )
+    param = path.removeprefix("$").removeprefix(".").rstrip("`") or _missing(message)
+    return ProtocolError(ErrorCode.BAD_FRAME, message, re=re, param=param)
+
+
+def _missing(message: str) -> str | None:
+    """The field in msgspec's "Object missing required field `x`"."""
+    head, _, name = message.partition("missing required field `")
+    return name.rstrip("`") if name and head else None

@@ -1,0 +1,11 @@
+"""What every test shares: the event loop that the gateway runs on in production."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """Asynchronous tests and fixtures run on asyncio with uvloop."""
+    return "asyncio", {"use_uvloop": True}

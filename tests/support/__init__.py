@@ -1,0 +1,1 @@
+"""Helpers for tests, importable from any of them as `support`."""
