@@ -1,0 +1,105 @@
+"""`REDIS_URL` to a client, and what is checked before anything is served."""
+
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
+
+Client = Redis | RedisCluster
+
+CLUSTER_SCHEME = "redis+cluster://"
+SCHEMES = ("redis://", "rediss://", "unix://", CLUSTER_SCHEME)
+
+_CONNECT_TIMEOUT_S = 2.0
+_ANSWER_TIMEOUT_S = 3.0
+_MAX_CONNECTIONS = 64
+_MINIMUM_VERSION = (7, 0)
+
+
+class UnusableRedis(Exception):
+    """Redis cannot be used; the message is one line for a person."""
+
+
+def create_client(url: str) -> Client:
+    """A client for `redis://`, `rediss://`, `unix://` or `redis+cluster://` (any one node of it).
+
+    Raises:
+        UnusableRedis: for another scheme or an unreadable URL.
+    """
+    options: dict[str, Any] = {
+        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "socket_timeout": _ANSWER_TIMEOUT_S,
+        "socket_keepalive": True,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),  # repeating is ours: only we know what is idempotent
+    }
+    if url.startswith("unix://"):
+        options.pop("socket_keepalive")
+    try:
+        if url.startswith(CLUSTER_SCHEME):
+            plain = "redis://" + url.removeprefix(CLUSTER_SCHEME)
+            return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)  # pyright: ignore[reportUnknownMemberType]
+        if not url.startswith(SCHEMES):
+            raise UnusableRedis(f"REDIS_URL={mask(url)}: must begin with {', '.join(SCHEMES)}")
+        # The pool makes callers wait instead of failing when all connections are in use.
+        pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
+            url, max_connections=_MAX_CONNECTIONS, timeout=_ANSWER_TIMEOUT_S, **options
+        )
+    except ValueError as error:
+        raise UnusableRedis(f"REDIS_URL={mask(url)}: {error}") from None
+    return Redis.from_pool(pool)
+
+
+def create_connection(client: Client, channel: str) -> AbstractConnection:
+    """A connection of its own to the server that carries `channel`, not yet connected."""
+    if isinstance(client, RedisCluster):
+        node: Any = client.get_node_from_key(channel)
+        return node.connection_class(**node.connection_kwargs)
+    pool: Any = client.connection_pool
+    return pool.make_connection()
+
+
+async def check_server(client: Client, url: str) -> None:
+    """Checks that the server answers, is recent enough and never evicts.
+
+    Raises:
+        UnusableRedis: when not.
+    """
+    where = f"REDIS_URL={mask(url)}"
+    try:
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            node: Any = client.get_default_node()
+            info: dict[str, Any] = await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
+        else:
+            info = await client.info()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
+    except AuthenticationError as error:
+        raise UnusableRedis(f"{where}: the server refuses the credentials ({error})") from None
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise UnusableRedis(f"{where}: no usable answer ({_one_line(error)})") from None
+    version = str(info.get("valkey_version") or info.get("redis_version") or "0.0")
+    if tuple(int(part) for part in version.split(".")[:2]) < _MINIMUM_VERSION:
+        raise UnusableRedis(f"{where}: server version {version}, but 7.0 or later is needed")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        raise UnusableRedis(
+            f"{where}: maxmemory-policy is {policy}, but must be noeviction"
+            " (an evicted key would be a lost message)"
+        )
+
+
+def mask(url: str) -> str:
+    """The URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}{colon}{'***' if colon else ''}@{host}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,73 @@
+"""Names of keys and channels.
+
+A session's names end in `{pN}:tenant:session`, N = CRC-32 of the last two modulo 128: the partition
+is the unit of atomicity and of scale. An agent's end in `{a:agent}`. Tenants, agents and session
+ids have a form without `:` and `|` (see `protocol.frames`), so nothing can be forged by a name.
+"""
+
+from zlib import crc32
+
+from gateway.session.model import RunRef, SessionKey
+
+PARTITIONS = 128
+
+
+def partition(key: SessionKey) -> int:
+    """The partition of a session."""
+    return crc32(f"{key.tenant}:{key.session_id}".encode()) % PARTITIONS
+
+
+def _base(key: SessionKey) -> str:
+    return f"{{p{partition(key)}}}:{key.tenant}:{key.session_id}"
+
+
+def session(key: SessionKey) -> str:
+    """The session's hash; the scripts derive its other keys from this name."""
+    return f"s:{_base(key)}"
+
+
+def events_channel(key: SessionKey) -> str:
+    """Where the session's log entries are pushed."""
+    return f"e:{_base(key)}"
+
+
+def control_channel(key: SessionKey) -> str:
+    """Where cancellations of the session's runs are pushed."""
+    return f"c:{_base(key)}"
+
+
+def due(number: int) -> str:
+    """The due times of a partition."""
+    return f"due:{{p{number}}}"
+
+
+def waiting(agent: str) -> str:
+    """The waiting runs of an agent; the scripts derive its queues from this name."""
+    return f"aw:{{a:{agent}}}"
+
+
+def presence(agent: str) -> str:
+    """The live workers of an agent."""
+    return f"ap:{{a:{agent}}}"
+
+
+def ring_channel(agent: str) -> str:
+    """Where waiting runs of the agent are announced."""
+    return f"ag:{{a:{agent}}}"
+
+
+AGENTS = "agents"
+"""All agents that ever announced themselves: name to JSON."""
+
+NODES = "nodes"
+"""All nodes, by the time until which they count as alive."""
+
+
+def reference(ref: RunRef) -> str:
+    """A run as it stands in an agent's queue."""
+    return "|".join(ref)
+
+
+def parse_reference(text: str) -> RunRef:
+    """The run of a `reference`."""
+    return RunRef(*text.split("|"))

@@ -1,0 +1,129 @@
+"""`RunQueue` on Redis: from accepted runs to workers, and a run's life in their hands."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+
+from gateway.bus import keys
+from gateway.bus.connection import Client
+from gateway.bus.scripts import Argument, call
+from gateway.bus.sessions import encode_limits
+from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
+
+
+class RedisRuns:
+    """See `gateway.session.ports.RunQueue`."""
+
+    def __init__(self, client: Client, limits: Limits) -> None:
+        """`client` is shared with the other parts of the bus."""
+        self._client = client
+        self._limits = limits
+        self._encoded_limits = encode_limits(limits)
+        self._lease_ms = int(limits.lease_s * 1000)
+
+    async def _call(self, name: str, ref: RunRef, *arguments: Argument) -> list[Any]:
+        return await call(self._client, name, keys.session(ref.session), ref.run_id, *arguments)
+
+    async def dispatch(self, ref: RunRef, agent: str) -> None:
+        """Puts a run into its tenant's queue of the agent, once, and rings."""
+        await call(self._client, "dispatch", keys.waiting(agent), keys.reference(ref), ref.tenant)
+
+    async def take(self, agent: str, count: int) -> list[RunRef]:
+        """At most `count` waiting runs, fairly over the tenants."""
+        answer = await call(self._client, "take", keys.waiting(agent), count)
+        return [keys.parse_reference(item.decode()) for item in answer]
+
+    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
+        """Makes the run ours, or None when it is over, cancelled or another's."""
+        answer = await self._call(
+            "claim",
+            ref,
+            worker_id,
+            self._lease_ms,
+            int(self._limits.run_timeout_s * 1000),
+            self._encoded_limits,
+        )
+        if not answer:
+            return None
+        attempt, user, agent, run_input, state, metadata, task = answer[:7]
+        traceparent, deadline_ms, now_ms, cancelled, messages = answer[7:]
+        return Claim(
+            ref=ref,
+            agent=agent.decode(),
+            user=user.decode(),
+            attempt=int(attempt),
+            messages=messages,
+            run_input=run_input,
+            state=state or None,
+            metadata=msgspec.json.decode(metadata or b"{}", type=dict[str, Any]),
+            task_type=cast("Any", task.decode()),
+            traceparent=traceparent.decode(),
+            deadline_ms=int(deadline_ms),
+            now_ms=int(now_ms),
+            cancelled=bool(cancelled),
+        )
+
+    async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
+        """Extends the leases of (run, attempt) pairs; one answer each, in order."""
+        answers = await asyncio.gather(
+            *(self._call("renew", ref, attempt, self._lease_ms) for ref, attempt in held)
+        )
+        return [Lease(held=answer[0] > 0, cancelled=answer[0] == 2) for answer in answers]
+
+    async def append(
+        self, ref: RunRef, attempt: int, ordinal: int, events: Sequence[AgentEvent]
+    ) -> None:
+        """Appends events; `ordinal` numbers the first of them within the attempt, from 0."""
+        pairs: list[Argument] = []
+        for event in events:
+            pairs += (event.tokens, event.json)
+        await self._call(
+            "append",
+            ref,
+            attempt,
+            ordinal,
+            self._limits.run_events,
+            self._limits.run_bytes,
+            *pairs,
+        )
+
+    async def finish(
+        self, ref: RunRef, attempt: int, ordinal: int, ending: Ending
+    ) -> tuple[RunRef, str] | None:
+        """Ends the run. Answers the session's next run and its agent, to be dispatched."""
+        answer = await self._call(
+            "finish",
+            ref,
+            attempt,
+            ordinal,
+            "worker",
+            *finish_arguments(ending, self._encoded_limits),
+        )
+        next_id, agent = (item.decode() for item in answer)
+        return (RunRef(ref.tenant, ref.session_id, next_id), agent) if next_id else None
+
+    async def hand_back(self, ref: RunRef, attempt: int) -> bool:
+        """Gives back a run without agent events, for another worker."""
+        queued, agent = await self._call("hand_back", ref, attempt, self._encoded_limits)
+        if queued:
+            await self.dispatch(ref, agent.decode())
+        return bool(queued)
+
+
+def finish_arguments(ending: Ending, limits: bytes) -> list[Argument]:
+    """What `finish.lua` takes after the fence."""
+    pending_tools = msgspec.json.encode(ending.pending_tools) if ending.pending_tools else b""
+    return [
+        ending.kind,
+        ending.event,
+        "" if ending.output_tokens is None else ending.output_tokens,
+        "" if ending.input_tokens is None else ending.input_tokens,
+        ending.interrupts,
+        pending_tools,
+        ending.state or b"",
+        ending.code,
+        limits,
+        *ending.messages,
+    ]

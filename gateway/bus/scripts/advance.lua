@@ -1,0 +1,95 @@
+#!lua
+-- Acts on a due time that has passed, if it still holds.
+--
+-- ARGV: kind, run id or '', max attempts, limits, then the nodes that are alive
+-- Returns: an action and what it needs:
+--   {'nothing'}
+--   {'dispatch', run id, agent}
+--   {'end', code, attempt, ordinal, agent, frames of the run}   (finish.lua then ends it)
+--   {'expired', agent, created_ms, now_ms}
+-- Guarantees: any node may call it any number of times.
+--
+-- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
+-- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
+-- answers), expiry (the session is dormant too long).
+
+local kind, run_id = ARGV[1], ARGV[2]
+local limits = limits_of(ARGV[4])
+local member = due_member(kind, run_id)
+local at = redis.call('ZSCORE', K.due, member)
+if not at or tonumber(at) > now then
+  return { 'nothing' }
+end
+
+local function forget()
+  redis.call('ZREM', K.due, member)
+  return { 'nothing' }
+end
+
+local session = get_session()
+if session.user == '' then
+  return forget()
+end
+
+if kind == 'expiry' then
+  local alive = session.open ~= ''
+  for i = 5, #ARGV do
+    alive = alive or session.home == ARGV[i]
+  end
+  if alive then
+    set_due('expiry', '', now + limits.session_ttl_ms)
+    return { 'nothing' }
+  end
+  clear_due('', 'input')
+  session.state = 'ended'
+  next_run(session, limits)
+  redis.call('SPUBLISH', K.events, '!ended')
+  redis.call('ZREM', K.due, member)
+  redis.call('DEL', K.session, K.log, K.transcript, K.pending, K.ids, K.id_runs, K.finished,
+    K.tool_results)
+  return { 'expired', session.agent, session.created_ms, int(now) }
+end
+
+if kind == 'input' then
+  if session.state ~= 'awaiting_input' then
+    return forget()
+  end
+  abandon_input(session, 'expired')
+  local next_id = next_run(session, limits)
+  return next_id ~= '' and { 'dispatch', next_id, session.agent } or { 'nothing' }
+end
+
+local run = get_run(run_id)
+local held = run.status == 'running' or run.status == 'cancelling'
+
+local function end_with(code)
+  local frames = {}
+  if run.started ~= '' then
+    for i, item in ipairs(redis.call('XRANGE', K.log, run.first_seq .. '-0', '+')) do
+      frames[i] = string.match(item[2][2], '\n(.*)$')
+    end
+  end
+  return { 'end', code, run.attempt, run.ordinal, run.agent, frames }
+end
+
+if kind == 'dispatch' and run.status == 'queued' then
+  -- Each time later: the queue has it, unless the node died before it got there.
+  local times = redis.call('HINCRBY', run_key(run_id), 'dispatches', 1)
+  set_due('dispatch', run_id, now + limits.dispatch_retry_ms * 4 ^ math.min(times, 3))
+  return { 'dispatch', run_id, run.agent }
+elseif kind == 'wait' and run.status == 'queued' then
+  return end_with('wait')
+elseif kind == 'lease' and held then
+  if run.ordinal ~= '0' or run.status == 'cancelling'
+    or tonumber(run.attempt) >= tonumber(ARGV[3]) then
+    return end_with(run.status == 'cancelling' and 'cancelled' or 'worker_lost')
+  end
+  clear_due(run_id, 'lease')
+  queue_run(run_id, limits)
+  return { 'dispatch', run_id, run.agent }
+elseif kind == 'timeout' and held then
+  return end_with('timeout')
+elseif kind == 'grace' and run.status == 'cancelling' then
+  return end_with('cancelled')
+end
+return forget()

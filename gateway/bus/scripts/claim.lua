@@ -1,0 +1,41 @@
+#!lua
+-- A worker makes a queued run its own.
+--
+-- ARGV: run id, worker id, lease ms, run timeout ms, limits
+-- Returns: attempt, user, agent, run input JSON, shared state JSON, metadata JSON, task, traceparent,
+--       deadline ms, now ms, cancelled, messages; or an empty array when it is not to be had
+-- Guarantees: queued -> running by compare-and-set, so one worker gets it; RUN_STARTED is written
+--       once however many attempts there are; the same worker asking again before its first event
+--       gets the same attempt.
+
+local run_id, worker, lease_ms, timeout_ms = unpack(ARGV, 1, 4)
+local limits = limits_of(ARGV[5])
+local session = get_session()
+local run = get_run(run_id)
+local again = (run.status == 'running' or run.status == 'cancelling') and run.worker == worker
+  and run.ordinal == '0'
+if run.status ~= 'queued' and not again then
+  return {}
+end
+
+local attempt = tonumber(run.attempt)
+if not again then
+  attempt = attempt + 1
+  local deadline = run.deadline_ms ~= '' and tonumber(run.deadline_ms)
+    or now + tonumber(timeout_ms)
+  run.deadline_ms = int(deadline)
+  redis.call('HSET', run_key(run_id), 'status', 'running', 'attempt', attempt, 'worker', worker,
+    'claimed_ms', int(now), 'deadline_ms', int(deadline))
+  if session.state ~= 'ended' then
+    redis.call('HSET', K.session, 'state', 'running')
+  end
+  clear_due(run_id, 'dispatch', 'wait')
+  set_due('lease', run_id, now + tonumber(lease_ms))
+  set_due('timeout', run_id, deadline)
+  if run.started == '' then
+    publish({ begin_run(session, run_id, run, limits) })
+  end
+end
+return { attempt, session.user, session.agent, run_input(run_id, run), session.shared_state,
+  session.metadata, run.task, run.traceparent, run.deadline_ms, int(now),
+  run.status == 'cancelling' and 1 or 0, redis.call('LRANGE', K.transcript, 0, -1) }

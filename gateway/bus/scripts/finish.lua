@@ -1,0 +1,54 @@
+#!lua
+-- Ends a run: by its worker, or by any node when a deadline has passed.
+--
+-- ARGV: run id, attempt, ordinal (events of the run so far), by ('worker' or 'deadline'),
+--       kind letter, terminal event JSON, total output tokens or '', input tokens or '',
+--       interrupts JSON or '', pending tools JSON or '', shared state JSON or '', error code,
+--       limits, then the run's messages, each as JSON
+-- Returns: the session's next run to dispatch or '', its agent
+-- Guarantees: terminal event, transcript, journal, the session's state and its next run change in
+--       one step; fenced by attempt and ordinal, and a deadline must still be there and have
+--       passed; the same call again changes nothing and answers the same.
+
+local run_id, attempt, ordinal = unpack(ARGV, 1, 3)
+local by_worker = ARGV[4] == 'worker'
+local limits = limits_of(ARGV[13])
+local session = get_session()
+local run = get_run(run_id)
+
+if run.status == 'done' and run.attempt == attempt and by_worker then
+  local waiting = session.open ~= ''
+    and redis.call('HGET', run_key(session.open), 'status') == 'queued'
+  return { waiting and session.open or '', session.agent }
+end
+local held = run.status == 'running' or run.status == 'cancelling'
+  or (run.status == 'queued' and not by_worker)
+if not held or run.attempt ~= attempt or run.ordinal ~= ordinal then
+  return refuse('fenced')
+end
+if not by_worker then
+  local passed = false
+  for _, kind in ipairs({ 'wait', 'lease', 'timeout', 'grace' }) do
+    local at = redis.call('ZSCORE', K.due, due_member(kind, run_id))
+    passed = passed or (at and tonumber(at) <= now)
+  end
+  if not passed then
+    return refuse('fenced')
+  end
+end
+
+local rest = '0'
+if ARGV[7] ~= '' then
+  rest = int(math.max(0, tonumber(ARGV[7]) - tonumber(run.tokens)))
+end
+if ARGV[11] ~= '' then
+  redis.call('HSET', K.session, 'shared_state', ARGV[11])
+end
+local messages = {}
+for i = 14, #ARGV do
+  messages[#messages + 1] = ARGV[i]
+end
+local next_id = end_run(session, run_id, run, limits, { kind = ARGV[5], event = ARGV[6],
+  out = rest, into = ARGV[8] ~= '' and ARGV[8] or '0', interrupts = ARGV[9],
+  pending_tools = ARGV[10], code = ARGV[12], messages = messages })
+return { next_id, session.agent }

@@ -1,0 +1,14 @@
+#!lua
+-- A worker gives back a run that has no agent event yet.
+--
+-- ARGV: run id, attempt, limits
+-- Returns: 1 when it was held and is queued again, else 0; then the agent
+
+local run = get_run(ARGV[1])
+if run.attempt ~= ARGV[2] or run.status ~= 'running' or run.ordinal ~= '0' then
+  return { 0, run.agent }
+end
+clear_due(ARGV[1], 'lease')
+queue_run(ARGV[1], limits_of(ARGV[3]))
+redis.call('HSET', run_key(ARGV[1]), 'worker', '')
+return { 1, run.agent }

@@ -1,0 +1,342 @@
+-- Shared by every session script: it stands ahead of each of them (see scripts.py).
+--
+-- KEYS[1] is always the session's hash, `s:{pN}:tenant:session`. All other names are derived from
+-- it and carry the same hash tag, so a script touches one slot; the `#!lua` line makes Cluster
+-- reject the call if it ever did not.
+--
+-- A refusal is returned as {'!code', message}; Python raises it. Times are Redis's own, in ms.
+
+local base = string.sub(KEYS[1], 3)
+local tag = string.match(base, '^%b{}')
+local ident = string.sub(base, #tag + 2)
+
+local K = {
+  session = KEYS[1],
+  log = 'l:' .. base,
+  transcript = 't:' .. base,
+  pending = 'w:' .. base,
+  ids = 'i:' .. base,
+  id_runs = 'd:' .. base,
+  finished = 'f:' .. base,
+  tool_results = 'x:' .. base,
+  events = 'e:' .. base,
+  control = 'c:' .. base,
+  due = 'due:' .. tag,
+  journal = 'j:' .. tag,
+}
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+-- Lua 5.1 prints large numbers in scientific notation.
+local function int(n)
+  return string.format('%.0f', n)
+end
+
+local function refuse(code, message)
+  return { '!' .. code, message or '' }
+end
+
+local function run_key(run_id)
+  return 'r:' .. base .. ':' .. run_id
+end
+
+local function get(key, ...)
+  local names = { ... }
+  local values = redis.call('HMGET', key, unpack(names))
+  local out = {}
+  for i, name in ipairs(names) do
+    out[name] = values[i] or ''
+  end
+  return out
+end
+
+-- Deadlines -----------------------------------------------------------------------------------
+
+local function due_member(kind, run_id)
+  return kind .. '|' .. ident .. '|' .. (run_id or '')
+end
+
+local function set_due(kind, run_id, at_ms)
+  redis.call('ZADD', K.due, int(at_ms), due_member(kind, run_id))
+end
+
+local function clear_due(run_id, ...)
+  for _, kind in ipairs({ ... }) do
+    redis.call('ZREM', K.due, due_member(kind, run_id))
+  end
+end
+
+-- The log -------------------------------------------------------------------------------------
+
+local function publish(entries)
+  redis.call('SPUBLISH', K.events, table.concat(entries, '\n'))
+end
+
+-- Appends one event; `o` has out, into, role, task, claimed where they apply. Answers the entry
+-- (header LF frame), which the caller publishes.
+local function emit(epoch, run_id, kind, event, o)
+  o = o or {}
+  local seq = int(redis.call('HINCRBY', K.session, 'seq', 1))
+  local entry = table.concat({
+    seq, epoch, run_id, kind, int(now), o.out or '0', o.into or '0', o.role or '-', o.task or '-',
+    o.claimed and o.claimed ~= '' and o.claimed or '0',
+  }, ' ') .. '\n{"type":"event","seq":' .. seq .. ',"ts":' .. int(now) .. ',"run_id":"' .. run_id
+    .. '","event":' .. event .. '}'
+  redis.call('XADD', K.log, seq .. '-0', 'e', entry)
+  redis.call('HINCRBY', K.session, 'log_bytes', #entry)
+  return entry
+end
+
+-- Whole finished runs leave the log, oldest first, while it is larger than its bound.
+local function trim_log(max_bytes)
+  local bytes = tonumber(redis.call('HGET', K.session, 'log_bytes') or '0')
+  while bytes > max_bytes do
+    local oldest = redis.call('LPOP', K.finished)
+    if not oldest then
+      return
+    end
+    local last_seq, run_bytes = string.match(oldest, '^(%d+) (%d+)$')
+    redis.call('XTRIM', K.log, 'MINID', int(tonumber(last_seq) + 1) .. '-0')
+    bytes = redis.call('HINCRBY', K.session, 'log_bytes', -tonumber(run_bytes))
+    redis.call('HSET', K.session, 'trimmed', last_seq)
+  end
+end
+
+-- The transcript ------------------------------------------------------------------------------
+
+local function add_messages(messages, max_count, max_bytes)
+  local added = 0
+  for _, message in ipairs(messages) do
+    redis.call('RPUSH', K.transcript, message)
+    added = added + #message
+  end
+  local bytes = redis.call('HINCRBY', K.session, 'transcript_bytes', added)
+  local count = redis.call('LLEN', K.transcript)
+  while count > 1 and (count > max_count or bytes > max_bytes) do
+    bytes = redis.call('HINCRBY', K.session, 'transcript_bytes',
+      -#redis.call('LPOP', K.transcript))
+    count = count - 1
+  end
+end
+
+-- Message ids ---------------------------------------------------------------------------------
+
+-- The run that this id made, nil for a new id, or '' with a refusal for another body.
+local function known_id(frame_id, digest)
+  local value = redis.call('HGET', K.id_runs, frame_id)
+  if not value then
+    return nil
+  end
+  local run_id, known_digest = string.match(value, '^(%S*) (%S+)$')
+  if known_digest ~= digest then
+    return nil, refuse('id_conflict', 'this id was used with another content')
+  end
+  return run_id
+end
+
+local function remember_id(frame_id, digest, run_id, limits)
+  redis.call('HSET', K.id_runs, frame_id, run_id .. ' ' .. digest)
+  redis.call('ZADD', K.ids, int(now), frame_id)
+  local old = redis.call('ZRANGEBYSCORE', K.ids, '-inf', int(now - limits.message_id_ttl_ms),
+    'LIMIT', 0, 100)
+  if #old == 0 and redis.call('ZCARD', K.ids) > limits.message_ids then
+    old = redis.call('ZRANGE', K.ids, 0, 0)
+  end
+  if #old > 0 then
+    redis.call('ZREM', K.ids, unpack(old))
+    redis.call('HDEL', K.id_runs, unpack(old))
+  end
+end
+
+-- Runs ----------------------------------------------------------------------------------------
+
+local function terminal_json(run_id, outcome)
+  return '{"type":"RUN_FINISHED","threadId":"' .. string.match(ident, ':(.+)$') .. '","runId":"'
+    .. run_id .. '","outcome":{"type":"' .. outcome .. '"}}'
+end
+
+-- The run's own RunAgentInput; `messages` are only the new ones.
+local function run_input(run_id, run)
+  local thread_id = string.match(ident, ':(.+)$')
+  local out = '{"threadId":"' .. thread_id .. '","runId":"' .. run_id .. '","messages":['
+    .. run.messages .. ']'
+  if run.fields ~= '' then
+    out = out .. ',' .. run.fields
+  end
+  if run.resume ~= '' then
+    out = out .. ',"resume":' .. run.resume
+  end
+  return out .. '}'
+end
+
+-- RUN_STARTED, and the run's new messages into the transcript: once, at the first claim or, for a
+-- run that no worker ever got, at its end.
+local function begin_run(session, run_id, run, limits)
+  if run.messages ~= '' then
+    add_messages(cjson.decode(run.message_list), limits.transcript_messages,
+      limits.transcript_bytes)
+  end
+  local entry = emit(session.epoch, run_id, 'S', '{"type":"RUN_STARTED","threadId":"'
+    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. '","input":'
+    .. run_input(run_id, run) .. '}', { task = run.task })
+  redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
+    redis.call('HGET', K.session, 'seq'))
+  return entry
+end
+
+-- Puts a run where workers look for it: it is the session's open run now.
+local function queue_run(run_id, limits)
+  redis.call('HSET', K.session, 'open', run_id, 'state', 'queued')
+  redis.call('HSET', run_key(run_id), 'status', 'queued', 'queued_ms', int(now), 'dispatches', 0)
+  set_due('dispatch', run_id, now + limits.dispatch_retry_ms)
+  set_due('wait', run_id, now + limits.queue_wait_ms)
+  return run_id
+end
+
+local function create_run(run_id, session, o)
+  redis.call('HSET', run_key(run_id), 'status', 'pending', 'agent', session.agent, 'frame_id',
+    o.frame_id, 'messages', o.messages, 'message_list', o.message_list, 'fields', o.fields or '',
+    'resume', o.resume or '', 'task', o.task, 'traceparent', o.traceparent, 'created_ms', int(now),
+    'attempt', 0, 'ordinal', 0, 'events', 0, 'bytes', 0, 'tokens', 0)
+end
+
+-- How long the keys of something that is over stay, so that repeated calls and late clients still
+-- get the right answer.
+local AFTERLIFE_MS = 3600 * 1000
+
+local function retire_session()
+  redis.call('SPUBLISH', K.events, '!ended')
+  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'))
+  for _, name in ipairs({ 'session', 'log', 'transcript', 'pending', 'ids', 'id_runs', 'finished',
+    'tool_results' }) do
+    redis.call('PEXPIRE', K[name], AFTERLIFE_MS)
+  end
+end
+
+local next_run
+
+-- Ends a run: terminal event, transcript, journal, the session's next state, its next run. `o` has
+-- kind, event, messages, interrupts, pending_tools, out, into, code. Answers the next run to
+-- dispatch, or ''.
+local function end_run(session, run_id, run, limits, o)
+  local entries = {}
+  if run.started == '' then
+    entries[1] = begin_run(session, run_id, run, limits)
+  end
+  add_messages(o.messages or {}, limits.transcript_messages, limits.transcript_bytes)
+  local role = '-'
+  for _, message in ipairs(o.messages or {}) do
+    if cjson.decode(message).role == 'assistant' then
+      role = 'assistant'
+    end
+  end
+  entries[#entries + 1] = emit(session.epoch, run_id, o.kind, o.event,
+    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms })
+  publish(entries)
+
+  redis.call('HSET', run_key(run_id), 'status', 'done', 'kind', o.kind)
+  redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
+  clear_due(run_id, 'dispatch', 'wait', 'lease', 'timeout', 'grace')
+
+  local run_bytes = tonumber(run.bytes ~= '' and run.bytes or '0')
+  for _, entry in ipairs(entries) do
+    run_bytes = run_bytes + #entry
+  end
+  redis.call('RPUSH', K.finished, redis.call('HGET', K.session, 'seq') .. ' ' .. int(run_bytes))
+  trim_log(limits.log_bytes)
+
+  redis.call('XADD', K.journal, 'MAXLEN', '~', int(limits.journal_entries), '*',
+    'session', ident, 'run', run_id, 'agent', session.agent, 'user', session.user, 'kind', o.kind,
+    'code', o.code or '', 'task', run.task, 'created_ms', run.created_ms, 'claimed_ms',
+    run.claimed_ms, 'ended_ms', int(now), 'asked', '[' .. run.messages .. ']', 'said',
+    '[' .. table.concat(o.messages or {}, ',') .. ']', 'event', o.event)
+
+  if session.state == 'ended' then
+    redis.call('HSET', K.session, 'open', '')
+    next_run(session, limits)
+    retire_session()
+    return ''
+  end
+  local interrupts = o.interrupts or ''
+  local pending_tools = o.pending_tools or ''
+  if interrupts ~= '' or pending_tools ~= '' then
+    redis.call('HSET', K.session, 'open', '', 'state', 'awaiting_input', 'interrupts', interrupts,
+      'pending_tools', pending_tools, 'asked_by', run_id)
+    set_due('input', '', now + limits.interrupt_ttl_ms)
+    return ''
+  end
+  redis.call('HSET', K.session, 'open', '', 'state', 'idle')
+  return next_run(session, limits)
+end
+
+-- Starts the session's next pending run. One that was cancelled while it waited ends here, in its
+-- turn, so that no two runs interleave; so does everything in a session that is over.
+next_run = function(session, limits)
+  while true do
+    local run_id = redis.call('LPOP', K.pending)
+    if not run_id then
+      return ''
+    end
+    local run = get(run_key(run_id), 'status', 'messages', 'message_list', 'fields', 'resume',
+      'task', 'started', 'claimed_ms', 'created_ms', 'bytes', 'cancelled')
+    if run.cancelled == '' and session.state ~= 'ended' then
+      return queue_run(run_id, limits)
+    end
+    local entries = { begin_run(session, run_id, run, limits) }
+    entries[2] = emit(session.epoch, run_id, 'C', terminal_json(run_id, 'cancelled'),
+      { task = run.task })
+    publish(entries)
+    redis.call('HSET', run_key(run_id), 'status', 'done', 'kind', 'C')
+    redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
+    redis.call('RPUSH', K.finished, redis.call('HGET', K.session, 'seq') .. ' '
+      .. int(#entries[1] + #entries[2]))
+  end
+end
+
+local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
+  'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
+  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches' }
+
+local function get_run(run_id)
+  return get(run_key(run_id), unpack(RUN_FIELDS))
+end
+
+local function get_session()
+  return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed')
+end
+
+-- Cancels the open run. Without a worker it ends here; with one it gets the grace.
+local function cancel_open(session, limits)
+  local run_id = session.open
+  local run = get_run(run_id)
+  if run.status == 'queued' then
+    return end_run(session, run_id, run, limits,
+      { kind = 'C', event = terminal_json(run_id, 'cancelled') })
+  end
+  if run.status == 'running' then
+    redis.call('HSET', run_key(run_id), 'status', 'cancelling')
+    if session.state ~= 'ended' then
+      redis.call('HSET', K.session, 'state', 'cancelling')
+    end
+    set_due('grace', run_id, now + limits.cancel_grace_ms)
+    redis.call('SPUBLISH', K.control, run_id)
+  end
+  return ''
+end
+
+-- Forgets what awaits input; followers learn it from a notice in the log.
+local function abandon_input(session, why)
+  redis.call('HDEL', K.session, 'interrupts', 'pending_tools')
+  redis.call('DEL', K.tool_results)
+  redis.call('HSET', K.session, 'state', 'idle')
+  clear_due('', 'input')
+  publish({ emit(session.epoch, session.asked_by, 'N',
+    '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
+end
+
+-- The bounds travel with the call as one JSON object: scripts have no configuration of their own.
+local function limits_of(json)
+  return cjson.decode(json)
+end

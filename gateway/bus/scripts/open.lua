@@ -1,0 +1,48 @@
+#!lua
+-- Creates a session or finds it, and takes its home when it has none.
+--
+-- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits
+-- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
+--          pending tools JSON, then (run id, status) pairs, the open run first
+-- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
+--          unknown one; one node is home.
+
+local user, agent, metadata, node, dead_home, epoch = unpack(ARGV, 1, 6)
+local limits = limits_of(ARGV[7])
+local created, homed = 0, 0
+
+if redis.call('EXISTS', K.session) == 0 then
+  if agent == '' then
+    return refuse('session_not_found', 'no such session')
+  end
+  redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
+    'idle', 'open', '', 'home', node, 'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0,
+    'transcript_bytes', 0, 'trimmed', 0)
+  created, homed = 1, 1
+end
+
+local session = get_session()
+if session.user ~= user then
+  return refuse('session_not_found', 'no such session')
+end
+if session.state == 'ended' then
+  return refuse('session_ended', 'this session is over')
+end
+if created == 0 and (session.home == '' or session.home == dead_home) and node ~= '' then
+  redis.call('HSET', K.session, 'home', node)
+  session.home = node
+  homed = 1
+end
+set_due('expiry', '', now + limits.session_ttl_ms)
+
+local out = { created, homed, session.user, session.agent, session.state, session.epoch,
+  session.seq, session.created_ms, session.home, session.interrupts, session.pending_tools }
+local runs = redis.call('LRANGE', K.pending, 0, -1)
+if session.open ~= '' then
+  table.insert(runs, 1, session.open)
+end
+for _, run_id in ipairs(runs) do
+  out[#out + 1] = run_id
+  out[#out + 1] = redis.call('HGET', run_key(run_id), 'status') or 'pending'
+end
+return out

@@ -1,0 +1,180 @@
+"""`Sessions` on Redis: a session's live state, for the node that serves its clients."""
+
+from typing import Any, cast
+from uuid import uuid4
+
+import msgspec
+
+from gateway.bus import keys
+from gateway.bus.connection import Client
+from gateway.bus.scripts import Argument, call
+from gateway.session.model import (
+    Accepted,
+    Closed,
+    Limits,
+    LogPage,
+    NewAnswer,
+    NewMessage,
+    NewToolResult,
+    RunRef,
+    SessionKey,
+    SessionView,
+    SnapshotSource,
+)
+from protocol.frames import Cursor, RunInfo
+
+
+def encode_limits(limits: Limits) -> bytes:
+    """The bounds as the scripts read them."""
+    return msgspec.json.encode(
+        {
+            "pending_runs": limits.pending_runs,
+            "log_bytes": limits.log_bytes,
+            "transcript_messages": limits.transcript_messages,
+            "transcript_bytes": limits.transcript_bytes,
+            "message_ids": limits.message_ids,
+            "message_id_ttl_ms": int(limits.message_id_ttl_s * 1000),
+            "queue_wait_ms": int(limits.queue_wait_s * 1000),
+            "interrupt_ttl_ms": int(limits.interrupt_ttl_s * 1000),
+            "cancel_grace_ms": int(limits.cancel_grace_s * 1000),
+            "session_ttl_ms": int(limits.session_ttl_s * 1000),
+            "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
+            "journal_entries": limits.journal_entries,
+        }
+    )
+
+
+def new_epoch() -> str:
+    """A fresh, opaque name for a log."""
+    return uuid4().hex[:12]
+
+
+class RedisSessions:
+    """See `gateway.session.ports.Sessions`."""
+
+    def __init__(self, client: Client, limits: Limits) -> None:
+        """`client` is shared with the other parts of the bus."""
+        self._client = client
+        self._limits = encode_limits(limits)
+
+    async def _call(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
+        return await call(self._client, name, keys.session(key), *arguments)
+
+    async def open(
+        self,
+        key: SessionKey,
+        user: str,
+        *,
+        node: str,
+        agent: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        dead_home: str = "",
+    ) -> SessionView:
+        """Creates the session (`agent` given) or finds it; takes its home when it has none."""
+        answer = await self._call(
+            "open",
+            key,
+            user,
+            agent or "",
+            msgspec.json.encode(metadata or {}),
+            node,
+            dead_home,
+            new_epoch(),
+            self._limits,
+        )
+        created, homed = answer[:2]
+        owner, agent_name, state, epoch, seq, created_ms, home = (
+            item.decode() for item in answer[2:9]
+        )
+        runs = [
+            RunInfo(run_id.decode(), cast("Any", status.decode()))
+            for run_id, status in zip(answer[11::2], answer[12::2], strict=True)
+        ]
+        return SessionView(
+            key=key,
+            user=owner,
+            agent=agent_name,
+            state=cast("Any", state),
+            cursor=Cursor(epoch, int(seq)),
+            runs=runs,
+            interrupts=msgspec.json.decode(answer[9] or b"[]", type=list[dict[str, Any]]),
+            pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
+            home=home,
+            created_ms=int(created_ms),
+            created=bool(created),
+            homed=bool(homed),
+        )
+
+    async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
+        """Makes exactly one run per frame id; the same id again answers `duplicate`."""
+        common = (new.user, new.frame_id, new.run_id, new.body_digest)
+        match new:
+            case NewMessage():
+                answer = await self._call(
+                    "accept",
+                    new.key,
+                    *common,
+                    new.message,
+                    new.run_fields,
+                    new.when_busy,
+                    new.traceparent,
+                    self._limits,
+                )
+            case NewAnswer():
+                answer = await self._call(
+                    "answer",
+                    new.key,
+                    *common,
+                    new.entries,
+                    new.traceparent,
+                    self._limits,
+                    *new.interrupt_ids,
+                )
+            case NewToolResult():
+                answer = await self._call(
+                    "tool_result",
+                    new.key,
+                    *common,
+                    new.tool_call_id,
+                    new.message,
+                    new.traceparent,
+                    self._limits,
+                )
+        return _accepted(new.key, answer)
+
+    async def cancel(self, key: SessionKey, user: str, run_id: str | None) -> Accepted:
+        """Cancels the run (the open one by default), or abandons what awaits input."""
+        return _accepted(key, await self._call("cancel", key, user, run_id or "", self._limits))
+
+    async def close(self, key: SessionKey, user: str) -> Closed:
+        """Ends the session; its open run is cancelled."""
+        completed, agent, created_ms, ended_ms = await self._call("close", key, user, self._limits)
+        return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
+
+    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+        """The log after a cursor, at most `count` entries."""
+        status, epoch, last_seq, entries = await self._call(
+            "read", key, after.epoch, after.seq, count, new_epoch()
+        )
+        return LogPage(entries, epoch.decode(), int(last_seq), status.decode())
+
+    async def snapshot(self, key: SessionKey) -> SnapshotSource | None:
+        """All that a newcomer must know, in one consistent read."""
+        answer = await self._call("snapshot", key)
+        if not answer:
+            return None
+        epoch, seq, open_run, state, messages, frames = answer
+        return SnapshotSource(
+            Cursor(epoch.decode(), int(seq)), messages, frames, state or None, open_run.decode()
+        )
+
+    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
+        """Gives up the home, to another node or to nobody."""
+        return bool((await self._call("leave", key, node, to))[0])
+
+
+def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:
+    status, run_id, dispatch, agent = (item.decode() for item in answer)
+    return Accepted(
+        cast("Any", status), run_id, RunRef(*key, dispatch) if dispatch else None, agent
+    )

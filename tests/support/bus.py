@@ -1,0 +1,125 @@
+"""The real engine for tests: a server on a unix socket or as a one-node cluster, and a bus on it."""
+
+import asyncio
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis import Redis
+
+from gateway.bus.connection import Client, create_client
+from gateway.bus.deadlines import RedisDeadlines
+from gateway.bus.directory import RedisDirectory
+from gateway.bus.embedded import server_arguments, server_binary
+from gateway.bus.notices import RedisNotices
+from gateway.bus.runs import RedisRuns
+from gateway.bus.sessions import RedisSessions
+from gateway.session.model import Limits
+from support.net import free_port
+
+
+@contextmanager
+def running_server(*, cluster: bool = False) -> Iterator[str]:
+    """A server of its own; yields its URL.
+
+    As a one-node cluster every cross-slot access is an error, as it would be in production.
+    """
+    with tempfile.TemporaryDirectory(prefix="nooble-bus-") as name:
+        folder = Path(name)
+        socket = folder / "valkey.sock"
+        arguments = server_arguments(folder, socket)
+        port = free_port() if cluster else 0
+        if cluster:
+            arguments += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
+            arguments += ["--cluster-port", str(free_port())]
+        binary = server_binary()
+        assert binary is not None, "install nooble-gateway[embedded]"
+        process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL)
+        try:
+            with Redis(unix_socket_path=str(socket)) as client:
+                _wait_for(client, process)
+                if cluster:
+                    client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+                    _wait_for_cluster(client)
+            yield f"redis+cluster://127.0.0.1:{port}" if cluster else f"unix://{socket}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(client: Redis, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            client.ping()
+        except OSError as error:
+            assert process.poll() is None, "the server ended at once"
+            assert time.monotonic() < deadline, error
+            time.sleep(0.005)
+        except Exception as error:  # redis-py's own connection error
+            assert process.poll() is None, "the server ended at once"
+            assert time.monotonic() < deadline, error
+            time.sleep(0.005)
+        else:
+            return
+
+
+def _wait_for_cluster(client: Redis) -> None:
+    deadline = time.monotonic() + 10
+    while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+        assert time.monotonic() < deadline, "the cluster does not form"
+        time.sleep(0.005)
+
+
+@dataclass
+class Bus:
+    """All parts of the bus on one server."""
+
+    url: str
+    client: Client
+    sessions: RedisSessions
+    queue: RedisRuns
+    directory: RedisDirectory
+    deadlines: RedisDeadlines
+    notices: RedisNotices
+    limits: Limits = field(default_factory=Limits)
+
+
+@asynccontextmanager
+async def connected_bus(url: str, limits: Limits | None = None) -> AsyncIterator[Bus]:
+    """A bus on a running server."""
+    limits = limits or Limits()
+    client = create_client(url)
+    directory = RedisDirectory(client)
+    notices = RedisNotices(client)
+    try:
+        async with asyncio.TaskGroup() as group:
+            follower = group.create_task(notices.run())
+            await asyncio.sleep(0)
+            yield Bus(
+                url,
+                client,
+                RedisSessions(client, limits),
+                RedisRuns(client, limits),
+                directory,
+                RedisDeadlines(client, directory, limits),
+                notices,
+                limits,
+            )
+            follower.cancel()
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def running_bus(
+    limits: Limits | None = None, *, cluster: bool = False
+) -> AsyncIterator[Bus]:
+    """A bus on a server of its own."""
+    with running_server(cluster=cluster) as url:
+        async with connected_bus(url, limits) as bus:
+            yield bus
