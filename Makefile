@@ -21,7 +21,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install -c constraints.txt
 
 # Stamps: the environment made here, what `make run` needs, what the tests and checks need too.
-MADE := $(VENV)/.made-$(shell pwd | cksum | cut -d ' ' -f 1)
+MADE := $(VENV)/.made-$(shell test -x $(PY) || rm -f $(VENV)/.made-*; pwd | cksum | cut -d ' ' -f 1)
 RUNS := $(VENV)/.installed-run
 TESTS := $(VENV)/.installed-dev
 

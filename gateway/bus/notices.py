@@ -92,6 +92,8 @@ class RedisNotices:
 
     @asynccontextmanager
     async def _follow(self, name: str, follower: _Follower) -> AsyncIterator[None]:
+        if isinstance(self._client, RedisCluster):
+            await self._client.initialize()
         link = self._link(name)
         channel = link.channels.get(name)
         if channel is None:

@@ -88,14 +88,12 @@ local function emit(epoch, run_id, kind, event, o)
   return entry
 end
 
--- Whole finished runs leave the log, oldest first, while it is larger than its bound.
+-- Whole finished runs leave the log, oldest first, while it is larger than its bound. The newest
+-- stays whatever its size, for clients that are just behind.
 local function trim_log(max_bytes)
   local bytes = tonumber(redis.call('HGET', K.session, 'log_bytes') or '0')
-  while bytes > max_bytes do
+  while bytes > max_bytes and redis.call('LLEN', K.finished) > 1 do
     local oldest = redis.call('LPOP', K.finished)
-    if not oldest then
-      return
-    end
     local last_seq, run_bytes = string.match(oldest, '^(%d+) (%d+)$')
     redis.call('XTRIM', K.log, 'MINID', int(tonumber(last_seq) + 1) .. '-0')
     bytes = redis.call('HINCRBY', K.session, 'log_bytes', -tonumber(run_bytes))
@@ -182,6 +180,7 @@ local function begin_run(session, run_id, run, limits)
     .. run_input(run_id, run) .. '}', { task = run.task })
   redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
     redis.call('HGET', K.session, 'seq'))
+  redis.call('HINCRBY', run_key(run_id), 'bytes', #entry)
   return entry
 end
 
@@ -216,6 +215,12 @@ end
 
 local next_run
 
+-- Remembers where in the log a finished run ends and how large it is, for `trim_log`.
+local function record_finished(run_id, terminal_bytes)
+  local bytes = redis.call('HINCRBY', run_key(run_id), 'bytes', terminal_bytes)
+  redis.call('RPUSH', K.finished, redis.call('HGET', K.session, 'seq') .. ' ' .. int(bytes))
+end
+
 -- Ends a run: terminal event, transcript, journal, the session's next state, its next run. `o` has
 -- kind, event, messages, interrupts, pending_tools, out, into, code. Answers the next run to
 -- dispatch, or ''.
@@ -239,11 +244,7 @@ local function end_run(session, run_id, run, limits, o)
   redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
   clear_due(run_id, 'dispatch', 'wait', 'lease', 'timeout', 'grace')
 
-  local run_bytes = tonumber(run.bytes ~= '' and run.bytes or '0')
-  for _, entry in ipairs(entries) do
-    run_bytes = run_bytes + #entry
-  end
-  redis.call('RPUSH', K.finished, redis.call('HGET', K.session, 'seq') .. ' ' .. int(run_bytes))
+  record_finished(run_id, #entries[#entries])
   trim_log(limits.log_bytes)
 
   redis.call('XADD', K.journal, 'MAXLEN', '~', int(limits.journal_entries), '*',
@@ -289,8 +290,7 @@ next_run = function(session, limits)
     publish(entries)
     redis.call('HSET', run_key(run_id), 'status', 'done', 'kind', 'C')
     redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
-    redis.call('RPUSH', K.finished, redis.call('HGET', K.session, 'seq') .. ' '
-      .. int(#entries[1] + #entries[2]))
+    record_finished(run_id, #entries[2])
   end
 end
 

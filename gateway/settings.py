@@ -1,0 +1,91 @@
+"""The settings: read once, from the environment and an `.env` file, frozen ever after.
+
+Only `app`, `server` and `cli` know them; every part is given the narrow values that it needs.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, create_model
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.session.model import Limits
+
+LIMIT_PREFIX = "GATEWAY_LIMIT_"
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message has one line for each, for a person."""
+
+
+class Settings(BaseSettings):
+    """See the table in the README."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    host: Annotated[str, Field(validation_alias="GATEWAY_HOST")] = "127.0.0.1"
+    port: Annotated[int, Field(validation_alias="GATEWAY_PORT", ge=0, le=65535)] = 8000
+    data_dir: Annotated[Path, Field(validation_alias="GATEWAY_DATA_DIR")] = Path(".nooble")
+    redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        Field(validation_alias="GATEWAY_LOG_LEVEL"),
+    ] = "INFO"
+    log_format: Annotated[
+        Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
+    ] = "auto"
+
+
+def load_settings(**overrides: Any) -> tuple[Settings, Limits]:
+    """The settings and the limits; `overrides` (by field name) stand above the environment.
+
+    Raises:
+        SettingsError: names each wrong variable, its value and what is allowed.
+    """
+    given = {
+        str(Settings.model_fields[name].validation_alias): value
+        for name, value in overrides.items()
+        if value is not None
+    }
+    problems: list[str] = []
+    settings = limits = None
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems += _explain(error, "")
+    try:
+        limits = Limits(**_LimitSettings().model_dump())
+    except ValidationError as error:
+        problems += _explain(error, LIMIT_PREFIX)
+    if settings is None or limits is None:
+        raise SettingsError("\n".join(problems))
+    return settings, limits
+
+
+def _limit_model() -> type[BaseSettings]:
+    """One variable for each of the domain's limits: `GATEWAY_LIMIT_` and its name."""
+
+    class Base(BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix=LIMIT_PREFIX, env_file=".env", env_file_encoding="utf-8", extra="ignore"
+        )
+
+    bounds: dict[str, Any] = {
+        item.name: (Annotated[type(item.default), Field(gt=0)], item.default)
+        for item in fields(Limits)
+    }
+    return create_model("LimitSettings", __base__=Base, **bounds)
+
+
+_LimitSettings = _limit_model()
+
+
+def _explain(error: ValidationError, prefix: str) -> list[str]:
+    return [
+        f"{prefix}{'.'.join(str(part) for part in item['loc'])}".upper()
+        + f"={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        for item in error.errors()
+    ]

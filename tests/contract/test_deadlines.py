@@ -1,0 +1,172 @@
+"""Every run ends, whatever dies: each kind of due time, acted on by any node, again and again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.bus import QUICK, Bus, connected_bus
+from support.talk import Talk
+
+from gateway.session.errors import Fenced, Refused
+from gateway.session.model import AgentInfo, WorkerInfo
+from protocol.codes import ErrorCode
+
+
+@pytest.fixture
+async def talk(quick_bus: Bus) -> Talk:
+    opened = Talk(quick_bus)
+    await opened.open()
+    return opened
+
+
+async def test_a_run_whose_node_died_before_dispatch_is_dispatched_again(talk: Talk) -> None:
+    run_id = (await talk.message()).run_id
+    advanced = await talk.advance("dispatch")
+    assert (advanced.dispatch, advanced.agent) == (talk.ref(run_id), talk.agent)
+    assert advanced.dispatch is not None
+    await talk.bus.queue.dispatch(advanced.dispatch, advanced.agent)
+    assert await talk.bus.queue.take(talk.agent, 5) == [talk.ref(run_id)]
+
+
+async def test_a_claimed_run_is_dispatched_no_more(talk: Talk) -> None:
+    await talk.running()
+    assert "dispatch" not in {due.kind for due in await talk.bus.deadlines.due(100)}
+
+
+async def test_a_run_that_nobody_serves_ends(talk: Talk) -> None:
+    run_id = (await talk.message()).run_id
+    advanced = await talk.advance("wait")
+    assert advanced.end == ErrorCode.NO_WORKER
+    assert await talk.end_by_force(run_id, advanced) is None
+    assert await talk.kinds() == "SX"
+    assert await talk.state() == "idle"
+
+
+async def test_a_run_that_waits_behind_others_for_too_long_times_out(talk: Talk) -> None:
+    worker = WorkerInfo("w1", AgentInfo(talk.agent), 8, 8)
+    await talk.bus.directory.announce(worker)
+    await talk.message()
+    assert (await talk.advance("wait")).end == ErrorCode.TIMEOUT
+    await talk.bus.directory.retire(worker)
+    assert [s.workers for s in await talk.bus.directory.agents() if s.info.name == talk.agent] == [
+        0
+    ]
+
+
+async def test_a_lost_worker_before_the_first_event_means_another_attempt(talk: Talk) -> None:
+    lost = await talk.running()
+    advanced = await talk.advance("lease")
+    assert advanced.dispatch == lost.ref
+    with pytest.raises(Fenced):
+        await talk.append(lost, 0, "A")
+    second = await talk.claim(lost.ref.run_id, "w2")
+    assert second is not None
+    assert second.attempt == 2
+    assert await talk.kinds() == "S", "RUN_STARTED is written once"
+
+
+async def test_attempts_are_bounded(talk: Talk) -> None:
+    claim = await talk.running()
+    for _ in range(QUICK.max_attempts - 1):
+        await talk.advance("lease")
+        assert await talk.claim(claim.ref.run_id, "w2") is not None
+    assert (await talk.advance("lease")).end == ErrorCode.WORKER_LOST
+
+
+async def test_a_lost_worker_after_the_first_event_ends_the_run(talk: Talk) -> None:
+    lost = await talk.running()
+    await talk.append(lost, 0, "A", "B")
+    following = await talk.message("next")
+    advanced = await talk.advance("lease")
+    assert (advanced.end, advanced.attempt, advanced.ordinal) == (ErrorCode.WORKER_LOST, 1, 2)
+    assert [json.loads(f)["event"]["type"] for f in advanced.frames] == ["RUN_STARTED", "A", "B"]
+    said = b'{"id":"a1","role":"assistant","content":"so far"}'
+    assert await talk.end_by_force(lost.ref.run_id, advanced, messages=[said]) == talk.ref(
+        following.run_id
+    )
+    with pytest.raises(Fenced):
+        await talk.end_by_force(lost.ref.run_id, advanced)
+    assert await talk.kinds() == "SEEX"
+    with pytest.raises(Fenced):
+        await talk.append(lost, 2, "C")
+
+
+async def test_a_worker_that_comes_back_in_time_keeps_its_run(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A")
+    advanced = await talk.advance("lease")
+    await talk.append(claim, 1, "B")
+    with pytest.raises(Fenced):
+        await talk.end_by_force(claim.ref.run_id, advanced)
+    await talk.bus.queue.renew([(claim.ref, claim.attempt)])
+    moved = replace(advanced, ordinal=2)  # the right fence, but the deadline is no longer due
+    with pytest.raises(Fenced):
+        await talk.end_by_force(claim.ref.run_id, moved)
+    assert await talk.state() == "running"
+
+
+async def test_a_run_has_a_time_limit(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A")
+    advanced = await talk.advance("timeout")
+    assert advanced.end == ErrorCode.TIMEOUT
+    await talk.end_by_force(claim.ref.run_id, advanced)
+    assert await talk.kinds() == "SEX"
+
+
+async def test_an_agent_that_ignores_its_cancel_is_cut_off(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A")
+    await talk.cancel()
+    advanced = await talk.advance("grace")
+    assert advanced.end == ErrorCode.CANCELLED
+    await talk.end_by_force(claim.ref.run_id, advanced)
+    assert await talk.state() == "idle"
+    assert await talk.bus.queue.renew([(claim.ref, 1)]) == [(False, False)]
+
+
+async def test_an_unanswered_question_expires_and_the_next_run_begins(talk: Talk) -> None:
+    claim = await talk.running()
+    pending = await talk.message("pending")
+    await talk.finish(claim, kind="I", interrupts=b'[{"id":"q1"}]')
+    advanced = await talk.advance("input")
+    assert advanced.dispatch == talk.ref(pending.run_id)
+    with pytest.raises(Refused) as caught:
+        await talk.answer("q1")
+    assert caught.value.code is ErrorCode.INTERRUPT_EXPIRED
+
+
+async def test_a_session_expires_once_when_its_home_is_gone(talk: Talk) -> None:
+    await talk.bus.deadlines.beat("another node")
+    due = await talk.due("expiry")
+    advanced = await talk.bus.deadlines.advance(due)
+    assert advanced.completed
+    assert not (await talk.bus.deadlines.advance(due)).completed
+    with pytest.raises(Refused) as caught:
+        await talk.open(agent=None)
+    assert caught.value.code is ErrorCode.SESSION_NOT_FOUND
+    leftover = await talk.bus.client.keys(f"*{talk.key.session_id}*")
+    assert leftover == []
+
+
+async def test_a_session_with_a_living_home_does_not_expire(talk: Talk) -> None:
+    await talk.bus.deadlines.beat(talk.node)
+    due = await talk.due("expiry")
+    assert not (await talk.bus.deadlines.advance(due)).completed
+    assert await talk.state() == "idle"
+
+
+async def test_acting_on_what_is_not_due_does_nothing(redis_url: str, talk: Talk) -> None:
+    claim = await talk.running()
+    due = await talk.due("lease")
+    async with connected_bus(redis_url, QUICK) as other_node:
+        first = await other_node.deadlines.advance(due)
+    assert first.dispatch == claim.ref
+    assert (await talk.bus.deadlines.advance(due)).dispatch is None
+
+
+async def test_nodes_know_who_lives(talk: Talk) -> None:
+    nodes = await talk.bus.deadlines.beat("beating")
+    assert nodes["beating"] is True
+    await talk.bus.deadlines.leave("beating")
+    assert (await talk.bus.deadlines.beat("other"))["beating"] is False

@@ -1,0 +1,280 @@
+"""A run in the hands of its worker: one holder, each call applied once, order and completeness."""
+
+import json
+
+import pytest
+from support.bus import Bus, connected_bus
+from support.talk import Talk, event
+
+from gateway.session.entry import Control, Entry, parse_push
+from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
+from gateway.session.model import AgentEvent, Ending, Limits
+from protocol.codes import ErrorCode
+from protocol.frames import Cursor
+
+
+@pytest.fixture
+async def talk(bus: Bus) -> Talk:
+    opened = Talk(bus)
+    await opened.open()
+    return opened
+
+
+async def test_one_worker_gets_the_run(talk: Talk) -> None:
+    run_id = (await talk.message()).run_id
+    claims = [await talk.claim(run_id, worker) for worker in ("w1", "w2", "w3")]
+    assert [claim is not None for claim in claims] == [True, False, False]
+    assert await talk.kinds() == "S"
+
+
+async def test_a_repeated_claim_is_applied_once(talk: Talk) -> None:
+    run_id = (await talk.message()).run_id
+    first, again = await talk.claim(run_id), await talk.claim(run_id)
+    assert first is not None
+    assert again is not None
+    assert (first.attempt, again.attempt) == (1, 1)
+    assert first.messages == again.messages
+    assert await talk.kinds() == "S"
+
+
+async def test_a_claim_carries_the_conversation(talk: Talk) -> None:
+    claim = await talk.running("question")
+    said = json.dumps({"id": "a1", "role": "assistant", "content": "answer"}).encode()
+    await talk.finish(claim, messages=[said], state=b'{"step":1}')
+    following = await talk.running("and then?")
+    contents = [json.loads(message)["content"] for message in following.messages]
+    assert contents == ["question", "answer", "and then?"]
+    assert following.state == b'{"step":1}'
+    assert (following.user, following.agent) == (talk.user, talk.agent)
+    assert [m["content"] for m in json.loads(following.run_input)["messages"]] == ["and then?"]
+
+
+async def test_a_repeated_append_is_applied_once(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A", "B")
+    await talk.append(claim, 0, "A", "B")
+    await talk.append(claim, 0, "A", "B", "C")
+    await talk.append(claim, 1, "B", "C")
+    frames = [json.loads(entry.frame)["event"]["type"] for entry in await talk.log()]
+    assert frames == ["RUN_STARTED", "A", "B", "C"]
+    assert [entry.seq for entry in await talk.log()] == [1, 2, 3, 4]
+
+
+async def test_an_append_beyond_a_hole_is_refused(talk: Talk) -> None:
+    claim = await talk.running()
+    with pytest.raises(Fenced):
+        await talk.append(claim, 1, "B")
+    assert await talk.kinds() == "S"
+
+
+async def test_a_stale_attempt_can_do_nothing(talk: Talk) -> None:
+    stale = await talk.running()
+    assert await talk.bus.queue.hand_back(stale.ref, stale.attempt)
+    assert not await talk.bus.queue.hand_back(stale.ref, stale.attempt)
+    current = await talk.claim(stale.ref.run_id, "w2")
+    assert current is not None
+    assert current.attempt == 2
+    with pytest.raises(Fenced):
+        await talk.append(stale, 0, "A")
+    with pytest.raises(Fenced):
+        await talk.finish(stale)
+    held = await talk.bus.queue.renew([(stale.ref, 1), (stale.ref, 2)])
+    assert [lease.held for lease in held] == [False, True]
+    assert await talk.kinds() == "S"
+
+
+async def test_a_repeated_finish_is_applied_once_and_names_the_same_next_run(talk: Talk) -> None:
+    claim = await talk.running()
+    following = await talk.message("next")
+    await talk.append(claim, 0, "A")
+    assert await talk.finish(claim, 1) == following.run_id
+    assert await talk.finish(claim, 1) == following.run_id
+    assert await talk.kinds() == "SEF"
+
+
+async def test_a_finish_that_misses_events_is_refused(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A")
+    with pytest.raises(Fenced):
+        await talk.finish(claim, 0)
+    assert await talk.state() == "running"
+
+
+async def test_nothing_follows_the_terminal_event(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.finish(claim)
+    with pytest.raises(Fenced):
+        await talk.append(claim, 0, "A")
+    assert await talk.claim(claim.ref.run_id) is None
+
+
+async def test_a_repeated_accept_makes_one_run(talk: Talk) -> None:
+    first = await talk.message("hello", frame_id="m1")
+    again = await talk.message("hello", frame_id="m1")
+    assert again.status == "duplicate"
+    assert again.run_id == first.run_id
+    assert again.dispatch == first.dispatch, "the first answer may have been lost before dispatch"
+    claim = await talk.claim(first.run_id)
+    assert claim is not None
+    assert (await talk.message("hello", frame_id="m1")).dispatch is None
+    await talk.finish(claim)
+    assert (await talk.message("hello", frame_id="m1")).run_id == first.run_id
+    assert await talk.kinds() == "SF"
+
+
+async def test_the_same_id_with_another_body_is_a_conflict(talk: Talk) -> None:
+    await talk.message("hello", frame_id="m1")
+    with pytest.raises(Refused) as caught:
+        await talk.message("something else", frame_id="m1")
+    assert caught.value.code is ErrorCode.ID_CONFLICT
+
+
+async def test_ids_are_remembered_up_to_a_bound(redis_url: str) -> None:
+    async with connected_bus(redis_url, Limits(message_ids=3, pending_runs=100)) as bus:
+        talk = Talk(bus)
+        await talk.open()
+        runs = [(await talk.message("x", frame_id=f"m{n}")).run_id for n in range(5)]
+        assert (await talk.message("x", frame_id="m4")).run_id == runs[4]
+        assert (await talk.message("x", frame_id="m0")).status == "queued", "forgotten, so new"
+
+
+async def test_tokens_of_the_frames_add_up_to_the_reported_usage(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A", "B", "C")
+    await talk.finish(claim, 3, output_tokens=10, input_tokens=7)
+    log = await talk.log()
+    assert sum(entry.output_tokens for entry in log) == 10
+    assert (log[-1].output_tokens, log[-1].input_tokens) == (7, 7)
+
+
+async def test_tokens_are_never_taken_back(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A", "B", "C")
+    await talk.finish(claim, 3, output_tokens=1)
+    assert (await talk.log())[-1].output_tokens == 0
+
+
+async def test_unreported_usage_adds_nothing(talk: Talk) -> None:
+    claim = await talk.running()
+    await talk.append(claim, 0, "A")
+    await talk.finish(claim, 1)
+    assert [entry.output_tokens for entry in await talk.log()] == [0, 1, 0]
+
+
+async def test_a_run_is_bounded_in_events_and_bytes(redis_url: str) -> None:
+    async with connected_bus(redis_url, Limits(run_events=3, run_bytes=2000)) as bus:
+        talk = Talk(bus)
+        await talk.open()
+        claim = await talk.running()
+        with pytest.raises(TooLarge):
+            await talk.append(claim, 0, "A", "B", "C", "D")
+        with pytest.raises(TooLarge):
+            await bus.queue.append(claim.ref, 1, 0, [AgentEvent(event("A", text="x" * 3000))])
+        await talk.append(claim, 0, "A", "B", "C")
+        await talk.finish(claim, 3, kind="X", code="too_large")
+        assert await talk.kinds() == "SEEEX"
+
+
+async def test_finished_runs_leave_a_log_that_is_too_large(redis_url: str) -> None:
+    async with connected_bus(redis_url, Limits(log_bytes=2000)) as bus:
+        talk = Talk(bus)
+        await talk.open()
+        for number in range(6):
+            claim = await talk.running(f"m{number}")
+            await talk.append(claim, 0, "A", "B")
+            await talk.finish(claim, 2)
+        page = await bus.sessions.read(talk.key, Cursor(talk.epoch, 0), 100)
+        assert page.status == "trimmed"
+        first = 0
+        while (await bus.sessions.read(talk.key, Cursor(talk.epoch, first), 1)).status != "ok":
+            first += 1
+        assert first % 4 == 0, "whole runs leave"
+        kept = await bus.sessions.read(talk.key, Cursor(talk.epoch, first), 100)
+        assert len(kept.entries) == page.last_seq - first
+        assert 0 < sum(map(len, kept.entries)) <= 2000
+
+
+async def test_the_transcript_is_bounded(redis_url: str) -> None:
+    async with connected_bus(redis_url, Limits(transcript_messages=3)) as bus:
+        talk = Talk(bus)
+        await talk.open()
+        for number in range(4):
+            await talk.finish(await talk.running(f"m{number}"))
+        source = await bus.sessions.snapshot(talk.key)
+        assert source is not None
+        assert [json.loads(m)["content"] for m in source.messages] == ["m1", "m2", "m3"]
+
+
+async def test_reading_says_why_a_cursor_cannot_be_continued(talk: Talk) -> None:
+    await talk.running()
+    read = talk.bus.sessions.read
+    assert (await read(talk.key, Cursor("another", 0), 10)).status == "epoch"
+    assert (await read(Talk(talk.bus).key, Cursor(talk.epoch, 0), 10)).status == "gone"
+    ahead = await read(talk.key, Cursor(talk.epoch, 99), 10)
+    assert ahead.status == "ahead"
+    assert ahead.epoch != talk.epoch, "somebody saw what Redis has lost: a new epoch begins"
+
+
+async def test_a_snapshot_is_consistent_with_its_cursor(talk: Talk) -> None:
+    claim = await talk.running("question")
+    await talk.append(claim, 0, "A", "B")
+    source = await talk.bus.sessions.snapshot(talk.key)
+    assert source is not None
+    assert source.cursor == Cursor(talk.epoch, 3)
+    assert [json.loads(f)["event"]["type"] for f in source.frames] == ["RUN_STARTED", "A", "B"]
+    assert len(source.messages) == 1
+    await talk.finish(claim, 2)
+    source = await talk.bus.sessions.snapshot(talk.key)
+    assert source is not None
+    assert source.frames == []
+    assert source.cursor == Cursor(talk.epoch, 4)
+
+
+async def test_one_node_is_home(talk: Talk) -> None:
+    elsewhere = await talk.open(node="node-b")
+    assert (elsewhere.homed, elsewhere.home) == (False, "node-a")
+    assert (await talk.open(node="node-b", dead_home="node-x")).homed is False
+    assert await talk.bus.sessions.leave(talk.key, "node-b") is False
+    assert await talk.bus.sessions.leave(talk.key, "node-a") is True
+    assert (await talk.open(node="node-b")).homed
+    assert (await talk.open(node="node-c", dead_home="node-b")).homed
+
+
+async def test_creating_a_session_twice_creates_it_once(bus: Bus) -> None:
+    talk = Talk(bus)
+    assert (await talk.open()).created
+    again = await talk.open()
+    assert (again.created, again.homed) == (False, False)
+
+
+async def test_every_push_is_what_stands_in_the_log(talk: Talk) -> None:
+    pushed: list[list[Entry] | Control] = []
+    async with talk.bus.notices.session_events(
+        talk.key, lambda data: pushed.append(parse_push(data)), lambda: None
+    ):
+        claim = await talk.running('gruß \n \\ " 🎉')
+        await talk.append(claim, 0, "A", "B")
+        await talk.append(claim, 2, "C")
+        await talk.finish(claim, 3)
+        log = await talk.log()
+        await talk.bus.sessions.close(talk.key, talk.user)
+        while not any(isinstance(push, Control) for push in pushed):
+            await talk.bus.sessions.leave(talk.key, "nobody")
+    entries = [entry for push in pushed if isinstance(push, list) for entry in push]
+    assert entries == log
+    assert pushed[-1] == Control("ended", "")
+
+
+async def test_an_unreachable_server_is_unavailable() -> None:
+    async with connected_bus("redis://127.0.0.1:1") as bus:
+        with pytest.raises(Unavailable):
+            await Talk(bus).open()
+
+
+async def test_an_ending_keeps_its_journal_entry(bus: Bus) -> None:
+    talk = Talk(bus)
+    await talk.open()
+    claim = await talk.running("question")
+    said = b'{"id":"a1","role":"assistant","content":"answer"}'
+    await bus.queue.finish(claim.ref, 1, 0, Ending("F", event("RUN_FINISHED"), [said]))
+    assert (await talk.log())[-1].role == "assistant"
