@@ -9,6 +9,7 @@ runs         `RunQueue`: from accepted runs to workers, and a run's life in thei
 directory    `Directory`: which agents exist and who serves them
 deadlines    `Deadlines`: due times on Redis's clock
 notices      `Notices`: the process's one subscriber
+bus          all of them on one client
 embedded     the server that is started when no `REDIS_URL` is set
 ===========  ======================================================================================
 

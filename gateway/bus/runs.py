@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -58,7 +58,7 @@ class RedisRuns:
             run_input=run_input,
             state=state or None,
             metadata=msgspec.json.decode(metadata or b"{}", type=dict[str, Any]),
-            task_type=cast("Any", task.decode()),
+            task_type=task.decode(),
             traceparent=traceparent.decode(),
             deadline_ms=int(deadline_ms),
             now_ms=int(now_ms),

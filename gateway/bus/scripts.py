@@ -6,7 +6,7 @@ Session scripts get `lib.lua` after their first line.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
@@ -15,13 +15,13 @@ from typing import Any, cast
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError,  # noqa: A004 - redis-py's own
+    ConnectionError,
     MaxConnectionsError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
-    TimeoutError,  # noqa: A004 - redis-py's own
+    TimeoutError,
 )
 
 from gateway.bus.connection import Client
@@ -87,9 +87,9 @@ async def call(client: Client, name: str, key: str, *arguments: Argument) -> lis
 
 async def _evaluate(client: Client, name: str, key: str, arguments: Sequence[Argument]) -> Any:
     try:
-        return await cast("Awaitable[Any]", client.evalsha(digest(name), 1, key, *arguments))
+        return await client.evalsha(digest(name), 1, key, *arguments)
     except NoScriptError:
-        return await cast("Awaitable[Any]", client.eval(source(name), 1, key, *arguments))
+        return await client.eval(source(name), 1, key, *arguments)
 
 
 def check(answer: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """`Sessions` on Redis: a session's live state, for the node that serves its clients."""
 
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -87,14 +87,14 @@ class RedisSessions:
             item.decode() for item in answer[2:9]
         )
         runs = [
-            RunInfo(run_id.decode(), cast("Any", status.decode()))
+            RunInfo(run_id.decode(), status.decode())
             for run_id, status in zip(answer[11::2], answer[12::2], strict=True)
         ]
         return SessionView(
             key=key,
             user=owner,
             agent=agent_name,
-            state=cast("Any", state),
+            state=state,
             cursor=Cursor(epoch, int(seq)),
             runs=runs,
             interrupts=msgspec.json.decode(answer[9] or b"[]", type=list[dict[str, Any]]),
@@ -175,6 +175,4 @@ class RedisSessions:
 
 def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:
     status, run_id, dispatch, agent = (item.decode() for item in answer)
-    return Accepted(
-        cast("Any", status), run_id, RunRef(*key, dispatch) if dispatch else None, agent
-    )
+    return Accepted(status, run_id, RunRef(*key, dispatch) if dispatch else None, agent)

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from support.bus import QUICK, Bus, connected_bus, running_server
+from support.bus import QUICK, connected_bus, running_server
+
+from gateway.bus.bus import Bus
 
 
 @pytest.fixture(scope="session", params=["single", "cluster"])

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from support.bus import QUICK, Bus, connected_bus
+from support.bus import QUICK, connected_bus
 from support.talk import Talk
 
+from gateway.bus.bus import Bus
 from gateway.session.errors import Fenced, Refused
 from gateway.session.model import AgentInfo, WorkerInfo
 from protocol.codes import ErrorCode
@@ -24,8 +25,8 @@ async def test_a_run_whose_node_died_before_dispatch_is_dispatched_again(talk: T
     advanced = await talk.advance("dispatch")
     assert (advanced.dispatch, advanced.agent) == (talk.ref(run_id), talk.agent)
     assert advanced.dispatch is not None
-    await talk.bus.queue.dispatch(advanced.dispatch, advanced.agent)
-    assert await talk.bus.queue.take(talk.agent, 5) == [talk.ref(run_id)]
+    await talk.bus.runs.dispatch(advanced.dispatch, advanced.agent)
+    assert await talk.bus.runs.take(talk.agent, 5) == [talk.ref(run_id)]
 
 
 async def test_a_claimed_run_is_dispatched_no_more(talk: Talk) -> None:
@@ -98,7 +99,7 @@ async def test_a_worker_that_comes_back_in_time_keeps_its_run(talk: Talk) -> Non
     await talk.append(claim, 1, "B")
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, advanced)
-    await talk.bus.queue.renew([(claim.ref, claim.attempt)])
+    await talk.bus.runs.renew([(claim.ref, claim.attempt)])
     moved = replace(advanced, ordinal=2)  # the right fence, but the deadline is no longer due
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, moved)
@@ -122,7 +123,7 @@ async def test_an_agent_that_ignores_its_cancel_is_cut_off(talk: Talk) -> None:
     assert advanced.end == ErrorCode.CANCELLED
     await talk.end_by_force(claim.ref.run_id, advanced)
     assert await talk.state() == "idle"
-    assert await talk.bus.queue.renew([(claim.ref, 1)]) == [(False, False)]
+    assert await talk.bus.runs.renew([(claim.ref, 1)]) == [(False, False)]
 
 
 async def test_an_unanswered_question_expires_and_the_next_run_begins(talk: Talk) -> None:

@@ -1,9 +1,9 @@
 """From accepted runs to workers: each run waits once, tenants take turns, rings are heard."""
 
 import anyio
-from support.bus import Bus
 from support.talk import Talk
 
+from gateway.bus.bus import Bus
 from gateway.session.model import AgentInfo, RunRef, WorkerInfo
 
 
@@ -14,17 +14,17 @@ def refs(tenant: str, count: int) -> list[RunRef]:
 async def test_a_repeated_dispatch_is_applied_once(bus: Bus) -> None:
     agent = Talk(bus).agent
     [ref] = refs("acme", 1)
-    await bus.queue.dispatch(ref, agent)
-    await bus.queue.dispatch(ref, agent)
-    assert await bus.queue.take(agent, 5) == [ref]
-    assert await bus.queue.take(agent, 5) == []
+    await bus.runs.dispatch(ref, agent)
+    await bus.runs.dispatch(ref, agent)
+    assert await bus.runs.take(agent, 5) == [ref]
+    assert await bus.runs.take(agent, 5) == []
 
 
 async def test_tenants_take_turns(bus: Bus) -> None:
     agent = Talk(bus).agent
     for ref in [*refs("greedy", 5), *refs("small", 2), *refs("tiny", 1)]:
-        await bus.queue.dispatch(ref, agent)
-    taken = [ref.tenant for _ in range(8) for ref in await bus.queue.take(agent, 1)]
+        await bus.runs.dispatch(ref, agent)
+    taken = [ref.tenant for _ in range(8) for ref in await bus.runs.take(agent, 1)]
     assert taken == ["greedy", "small", "tiny", "greedy", "small", "greedy", "greedy", "greedy"]
 
 
@@ -32,11 +32,11 @@ async def test_a_tenant_that_comes_back_is_in_the_rotation_once(bus: Bus) -> Non
     agent = Talk(bus).agent
     first, second, third = refs("acme", 3)
     for ref in (first, second):
-        await bus.queue.dispatch(ref, agent)
-        assert await bus.queue.take(agent, 5) == [ref]
-    await bus.queue.dispatch(third, agent)
-    await bus.queue.dispatch(RunRef("other", "session", "run-x"), agent)
-    taken = await bus.queue.take(agent, 5)
+        await bus.runs.dispatch(ref, agent)
+        assert await bus.runs.take(agent, 5) == [ref]
+    await bus.runs.dispatch(third, agent)
+    await bus.runs.dispatch(RunRef("other", "session", "run-x"), agent)
+    taken = await bus.runs.take(agent, 5)
     assert [ref.tenant for ref in taken] == ["acme", "other"]
 
 
@@ -44,7 +44,7 @@ async def test_a_worker_hears_the_ring(bus: Bus) -> None:
     agent = Talk(bus).agent
     heard = anyio.Event()
     async with bus.notices.agent_ring(agent, heard.set):
-        await bus.queue.dispatch(refs("acme", 1)[0], agent)
+        await bus.runs.dispatch(refs("acme", 1)[0], agent)
         with anyio.fail_after(5):
             await heard.wait()
 
@@ -75,7 +75,7 @@ async def test_the_directory_knows_agents_and_who_serves_them(bus: Bus) -> None:
     await bus.directory.announce(first)
     await bus.directory.announce(second)
     assert await bus.directory.find(talk.agent) == info
-    await bus.queue.dispatch(refs("acme", 1)[0], talk.agent)
+    await bus.runs.dispatch(refs("acme", 1)[0], talk.agent)
     [status] = [s for s in await bus.directory.agents() if s.info.name == talk.agent]
     assert (status.workers, status.slots, status.busy, status.queued) == (2, 16, 4, 1)
     await bus.directory.retire(first)

@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from support.bus import Bus, connected_bus
+from support.bus import connected_bus
 from support.talk import Talk, event
 
+from gateway.bus.bus import Bus
 from gateway.session.entry import Control, Entry, parse_push
 from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
 from gateway.session.model import AgentEvent, Ending, Limits
@@ -69,8 +70,8 @@ async def test_an_append_beyond_a_hole_is_refused(talk: Talk) -> None:
 
 async def test_a_stale_attempt_can_do_nothing(talk: Talk) -> None:
     stale = await talk.running()
-    assert await talk.bus.queue.hand_back(stale.ref, stale.attempt)
-    assert not await talk.bus.queue.hand_back(stale.ref, stale.attempt)
+    assert await talk.bus.runs.hand_back(stale.ref, stale.attempt)
+    assert not await talk.bus.runs.hand_back(stale.ref, stale.attempt)
     current = await talk.claim(stale.ref.run_id, "w2")
     assert current is not None
     assert current.attempt == 2
@@ -78,7 +79,7 @@ async def test_a_stale_attempt_can_do_nothing(talk: Talk) -> None:
         await talk.append(stale, 0, "A")
     with pytest.raises(Fenced):
         await talk.finish(stale)
-    held = await talk.bus.queue.renew([(stale.ref, 1), (stale.ref, 2)])
+    held = await talk.bus.runs.renew([(stale.ref, 1), (stale.ref, 2)])
     assert [lease.held for lease in held] == [False, True]
     assert await talk.kinds() == "S"
 
@@ -169,7 +170,7 @@ async def test_a_run_is_bounded_in_events_and_bytes(redis_url: str) -> None:
         with pytest.raises(TooLarge):
             await talk.append(claim, 0, "A", "B", "C", "D")
         with pytest.raises(TooLarge):
-            await bus.queue.append(claim.ref, 1, 0, [AgentEvent(event("A", text="x" * 3000))])
+            await bus.runs.append(claim.ref, 1, 0, [AgentEvent(event("A", text="x" * 3000))])
         await talk.append(claim, 0, "A", "B", "C")
         await talk.finish(claim, 3, kind="X", code="too_large")
         assert await talk.kinds() == "SEEEX"
@@ -276,5 +277,5 @@ async def test_an_ending_keeps_its_journal_entry(bus: Bus) -> None:
     await talk.open()
     claim = await talk.running("question")
     said = b'{"id":"a1","role":"assistant","content":"answer"}'
-    await bus.queue.finish(claim.ref, 1, 0, Ending("F", event("RUN_FINISHED"), [said]))
+    await bus.runs.finish(claim.ref, 1, 0, Ending("F", event("RUN_FINISHED"), [said]))
     assert (await talk.log())[-1].role == "assistant"

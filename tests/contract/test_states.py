@@ -5,9 +5,9 @@ The rows are the states, the columns `message`, `answer`, `tool_result` and `can
 """
 
 import pytest
-from support.bus import Bus
 from support.talk import Talk, event
 
+from gateway.bus.bus import Bus
 from gateway.session.errors import Refused
 from gateway.session.model import Claim
 from protocol.codes import ErrorCode
@@ -133,7 +133,7 @@ async def test_cancel_while_running_tells_the_worker(bus: Bus) -> None:
     await talk.cancel()
     await talk.cancel()
     assert await talk.state() == "cancelling"
-    assert await bus.queue.renew([(claim.ref, claim.attempt)]) == [(True, True)]
+    assert await bus.runs.renew([(claim.ref, claim.attempt)]) == [(True, True)]
 
 
 async def test_cancel_of_a_pending_run_ends_it_in_its_turn(bus: Bus) -> None:
@@ -241,7 +241,7 @@ async def test_an_ended_session_ends_its_runs_in_order(bus: Bus) -> None:
     await talk.message("pending")
     await bus.sessions.close(talk.key, talk.user)
     assert await talk.kinds() == "S"
-    assert await bus.queue.renew([(claim.ref, claim.attempt)]) == [(True, True)]
+    assert await bus.runs.renew([(claim.ref, claim.attempt)]) == [(True, True)]
     assert await talk.finish(claim, kind="C", event=event("RUN_FINISHED")) is None
     assert await talk.kinds() == "SCSC"
 

@@ -6,19 +6,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from gateway.bus.connection import Client, create_client
-from gateway.bus.deadlines import RedisDeadlines
-from gateway.bus.directory import RedisDirectory
+from gateway.bus.bus import Bus
+from gateway.bus.connection import create_client
 from gateway.bus.embedded import server_arguments, server_binary
-from gateway.bus.notices import RedisNotices
-from gateway.bus.runs import RedisRuns
-from gateway.bus.sessions import RedisSessions
 from gateway.session.model import Limits
 from support.net import free_port
 
@@ -85,41 +80,16 @@ def _wait_for_cluster(client: Redis) -> None:
         time.sleep(0.005)
 
 
-@dataclass
-class Bus:
-    """All parts of the bus on one server."""
-
-    url: str
-    client: Client
-    sessions: RedisSessions
-    queue: RedisRuns
-    directory: RedisDirectory
-    deadlines: RedisDeadlines
-    notices: RedisNotices
-    limits: Limits = field(default_factory=Limits)
-
-
 @asynccontextmanager
 async def connected_bus(url: str, limits: Limits | None = None) -> AsyncIterator[Bus]:
     """A bus on a running server."""
-    limits = limits or Limits()
     client = create_client(url)
-    directory = RedisDirectory(client)
-    notices = RedisNotices(client)
+    bus = Bus(client, limits or Limits())
     try:
         async with asyncio.TaskGroup() as group:
-            follower = group.create_task(notices.run())
+            follower = group.create_task(bus.notices.run())
             await asyncio.sleep(0)
-            yield Bus(
-                url,
-                client,
-                RedisSessions(client, limits),
-                RedisRuns(client, limits),
-                directory,
-                RedisDeadlines(client, directory, limits),
-                notices,
-                limits,
-            )
+            yield bus
             follower.cancel()
     finally:
         await client.aclose()

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import anyio
 
+from gateway.bus.bus import Bus
 from gateway.session.entry import Entry, parse_entry
 from gateway.session.model import (
     Accepted,
@@ -24,7 +25,6 @@ from gateway.session.model import (
     SessionView,
 )
 from protocol.frames import Cursor
-from support.bus import Bus
 
 
 def event(kind: str, **fields: Any) -> bytes:
@@ -109,7 +109,7 @@ class Talk:
         return RunRef(*self.key, run_id)
 
     async def claim(self, run_id: str, worker: str = "w1") -> Claim | None:
-        return await self.bus.queue.claim(self.ref(run_id), worker)
+        return await self.bus.runs.claim(self.ref(run_id), worker)
 
     async def running(self, text: str = "hi") -> Claim:
         """A message that a worker has claimed."""
@@ -119,12 +119,12 @@ class Talk:
 
     async def append(self, claim: Claim, ordinal: int, *kinds: str) -> None:
         events = [AgentEvent(event(kind), tokens=1) for kind in kinds]
-        await self.bus.queue.append(claim.ref, claim.attempt, ordinal, events)
+        await self.bus.runs.append(claim.ref, claim.attempt, ordinal, events)
 
     async def finish(self, claim: Claim, ordinal: int = 0, **fields: Any) -> str | None:
         """Ends the run; answers the next run's id."""
         ending = Ending(**{"kind": "F", "event": event("RUN_FINISHED"), **fields})
-        following = await self.bus.queue.finish(claim.ref, claim.attempt, ordinal, ending)
+        following = await self.bus.runs.finish(claim.ref, claim.attempt, ordinal, ending)
         return following[0].run_id if following else None
 
     async def asked(self) -> Claim:
