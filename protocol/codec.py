@@ -1,6 +1,6 @@
 """Bytes to frames and back. Whatever the bytes are, the outcome is a frame or a `ProtocolError`."""
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -9,6 +9,10 @@ from protocol.frames import ClientFrame, ServerFrame
 
 MAX_CLIENT_FRAME_BYTES = 64 * 1024
 """Default bound of a client frame; a larger one closes the connection with 1009."""
+
+MAX_DEPTH = 128
+"""How deep objects and arrays may nest in a client frame. What is decoded here is encoded again
+deeper in the call stack, so Python's own recursion limit cannot be the bound."""
 
 
 class ProtocolError(Exception):
@@ -61,9 +65,13 @@ def decode_client(data: bytes, *, max_bytes: int = MAX_CLIENT_FRAME_BYTES) -> Cl
     if len(data) > max_bytes:
         raise ProtocolError(ErrorCode.TOO_LARGE, f"a frame may have {max_bytes} bytes", fatal=True)
     try:
-        return _client_decoder.decode(data)
+        frame = _client_decoder.decode(data)
+        # Only a frame with that many brackets can be that deep.
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+            _check_depth(_loose_decoder.decode(data))
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise _explain(data, error) from None
+    return frame
 
 
 def decode_server(data: bytes | str) -> ServerFrame:
@@ -79,6 +87,26 @@ def decode_server(data: bytes | str) -> ServerFrame:
         raise _explain(data, error) from None
 
 
+def _check_depth(value: Any) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(cast(dict[str, Any], item).values())
+            elif isinstance(item, list):
+                below.extend(cast(list[Any], item))
+        level = below
+    if level:
+        raise _too_deep()
+
+
+def _too_deep() -> ProtocolError:
+    return ProtocolError(
+        ErrorCode.BAD_FRAME, f"nested too deeply (at most {MAX_DEPTH} levels)", fatal=True
+    )
+
+
 def _explain(data: bytes | str, error: Exception) -> ProtocolError:
     """Finds out what is wrong; only a faulty frame pays for this second look."""
     try:
@@ -86,10 +114,10 @@ def _explain(data: bytes | str, error: Exception) -> ProtocolError:
     except (msgspec.DecodeError, UnicodeError):
         return ProtocolError(ErrorCode.BAD_FRAME, "not JSON", fatal=True)
     except RecursionError:
-        return ProtocolError(ErrorCode.BAD_FRAME, "nested too deeply", fatal=True)
+        return _too_deep()
     if not isinstance(loose, dict):
         return ProtocolError(ErrorCode.BAD_FRAME, "not a JSON object", fatal=True)
-    fields: dict[str, Any] = loose
+    fields = cast(dict[str, Any], loose)
     frame_id: Any = fields.get("id")
     re = frame_id if isinstance(frame_id, str) and 0 < len(frame_id) <= 128 else None
     kind: Any = fields.get("type")
@@ -102,11 +130,11 @@ def _explain(data: bytes | str, error: Exception) -> ProtocolError:
         return ProtocolError(
             ErrorCode.UNKNOWN_TYPE, f"unknown frame type {kind[:64]!r}", re=re, param="type"
         )
-    param = path.removeprefix("$").removeprefix(".").rstrip("`") or _missing(message)
-    return ProtocolError(ErrorCode.BAD_FRAME, message, re=re, param=param)
+    steps = [path.removeprefix("$").removeprefix(".").rstrip("`"), _missing(message)]
+    param = ".".join(step for step in steps if step)
+    return ProtocolError(ErrorCode.BAD_FRAME, message, re=re, param=param or None)
 
 
-def _missing(message: str) -> str | None:
-    """The field in msgspec's "Object missing required field `x`"."""
-    head, _, name = message.partition("missing required field `")
-    return name.rstrip("`") if name and head else None
+def _missing(message: str) -> str:
+    """The field in msgspec's "Object missing required field `x`", or nothing."""
+    return message.partition("missing required field `")[2].rstrip("`")

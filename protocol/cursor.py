@@ -8,14 +8,16 @@ else, for every client.
     socket.send(core.connected(open_id))         # `open`: new, or resuming
     for outcome in core.receive(frame): ...      # events in order, each once
     core.send(message)                           # remembered until it is answered
-    core.disconnected(code, random=...)          # -> Retry(after_s) or GiveUp
+    core.disconnected(code, random=..., attached_s=...)  # -> Retry(after_s) or GiveUp
 """
 
 from dataclasses import dataclass
+from typing import assert_never
 
 import msgspec
 
-from protocol.codes import Reconnect, reconnect_policy
+from protocol.codec import ProtocolError
+from protocol.codes import ErrorCode, Reconnect, reconnect_policy
 from protocol.frames import (
     Ack,
     Answer,
@@ -40,6 +42,9 @@ from protocol.frames import (
 
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 30.0
+STABLE_AFTER_S = 5.0
+"""A connection that was attached for this long ends a series of failures; so a server that attaches
+every client and then fails it is not stormed."""
 
 Command = Message | Answer | ToolResult | Cancel | Close | Refresh
 
@@ -116,7 +121,16 @@ class GiveUp:
     policy: Reconnect
 
 
-_decode_event = msgspec.json.Decoder(dict[str, object]).decode
+_decode_event = msgspec.json.Decoder(JsonObject).decode
+
+
+def _event_object(raw: msgspec.Raw) -> JsonObject:
+    try:
+        return _decode_event(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise ProtocolError(
+            ErrorCode.BAD_FRAME, "an event that is no JSON object", param="event", fatal=True
+        ) from None
 
 
 class ClientCore:
@@ -143,7 +157,9 @@ class ClientCore:
         self._open_id: str | None = None
         self._attached = False
         self._failures = 0
-        self._server_delay_s: float | None = None
+        self._goaway_s: float | None = None
+        self._refused_s: float | None = None
+        self._limited_s: float | None = None
 
     @property
     def unanswered(self) -> list[Command]:
@@ -157,6 +173,7 @@ class ClientCore:
         """
         self._open_id = open_id
         self._attached = False
+        self._goaway_s = self._refused_s = self._limited_s = None
         new = self.session_id is None
         return Open(
             id=open_id,
@@ -174,15 +191,20 @@ class ClientCore:
         return self._attached
 
     def receive(self, frame: ServerFrame) -> list[Outcome]:
-        """What a frame means. After `Broken` the connection must be dropped."""
+        """What a frame means. After `Broken` the connection must be dropped.
+
+        Raises:
+            ProtocolError: an event in the frame is no JSON object; nothing has changed.
+        """
         match frame:
             case Event():
                 return self._event(frame)
             case Opened():
                 return self._opened(frame)
             case Snapshot():
+                events = [_event_object(raw) for raw in frame.events]
                 self.cursor = frame.cursor
-                return [Replace([_decode_event(raw) for raw in frame.events])]
+                return [Replace(events)]
             case Ack():
                 self._unanswered.pop(frame.re, None)
                 return [Answered(frame.re, frame)]
@@ -194,39 +216,53 @@ class ClientCore:
                 self.cursor = None
                 return [Notice(frame)]
             case GoAway():
-                self._server_delay_s = frame.reconnect_in_ms / 1000
+                self._goaway_s = frame.reconnect_in_ms / 1000
                 return [Notice(frame)]
             case Expiring() | Pong():
                 return [Notice(frame)]
+            case _:
+                assert_never(frame)
 
     def disconnected(
-        self, code: int, *, random: float, retry_after_s: float | None = None
+        self,
+        code: int,
+        *,
+        random: float,
+        attached_s: float,
+        retry_after_s: float | None = None,
     ) -> Retry | GiveUp:
         """What to do after the connection ended or could not be made.
+
+        `goaway` says when to come back, and has spread that over time already. What a refusal says
+        is the earliest time, the same for every client, and is spread here.
 
         Args:
             code: the close code; 1006 when there was none.
             random: uniform in [0, 1), for full jitter
                 (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+            attached_s: for how long the session was attached over this connection; 0 if never.
             retry_after_s: from a `Retry-After` header, when the handshake was refused.
         """
         self._attached = False
         policy = reconnect_policy(code)
         if policy not in (Reconnect.YES, Reconnect.AFTER_DELAY):
             return GiveUp(code, policy)
-        delay_s = retry_after_s if retry_after_s is not None else self._server_delay_s
-        self._server_delay_s = None
-        if delay_s is not None:
-            return Retry(delay_s)
+        if attached_s >= STABLE_AFTER_S:
+            self._failures = 0
+        if self._goaway_s is not None:
+            return Retry(max(0.0, self._goaway_s))
+        if retry_after_s is None:
+            retry_after_s = self._refused_s
+        if retry_after_s is None and policy is Reconnect.AFTER_DELAY:
+            retry_after_s = self._limited_s
         ceiling_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(self._failures, 16))
         self._failures += 1
-        return Retry(random * ceiling_s)
+        return Retry(max(0.0, retry_after_s or 0.0) + random * ceiling_s)
 
     def _opened(self, frame: Opened) -> list[Outcome]:
         self.session_id = frame.session_id
         self.agent = frame.agent
         self._attached = True
-        self._failures = 0
         if not frame.resumed:
             self.cursor = None
         return [Attached(frame), *(Resend(command) for command in self.unanswered)]
@@ -240,13 +276,17 @@ class ClientCore:
         first = frame.seq if frame.first_seq is None else frame.first_seq
         if first != expected:
             return [Broken(expected, first)]
+        event = _event_object(frame.event)
         self.cursor = Cursor(self.cursor.epoch, frame.seq)
-        return [Deliver(frame.run_id, frame.seq, frame.ts, _decode_event(frame.event))]
+        return [Deliver(frame.run_id, frame.seq, frame.ts, event)]
 
     def _error(self, frame: Error) -> list[Outcome]:
-        if frame.retry_after_ms is not None:
-            self._server_delay_s = frame.retry_after_ms / 1000
+        delay_s = None if frame.retry_after_ms is None else frame.retry_after_ms / 1000
         if frame.re is None or frame.re == self._open_id:
+            self._refused_s = delay_s
             return [Notice(frame)]
+        # That this command may come again later says nothing about the connection, unless the
+        # connection is then closed for too many of them (4429).
+        self._limited_s = delay_s
         self._unanswered.pop(frame.re, None)
         return [Answered(frame.re, frame)]

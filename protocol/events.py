@@ -4,10 +4,10 @@ Every other event passes through verbatim. Names and shapes are AG-UI's (https:/
 camelCase on the wire, `type` in upper snake case, absent rather than null.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 JsonObject = dict[str, Any]
 
@@ -80,7 +80,7 @@ class SuccessOutcome(Struct, frozen=True, rename="camel", omit_defaults=True, ta
 class InterruptOutcome(Struct, frozen=True, rename="camel", tag="interrupt"):
     """The run is over and asks a person."""
 
-    interrupts: list[Interrupt]
+    interrupts: Annotated[list[Interrupt], Meta(min_length=1)]
 
 
 class CancelledOutcome(Struct, frozen=True, tag="cancelled"):

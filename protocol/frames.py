@@ -15,7 +15,8 @@ FrameId = Annotated[str, Meta(min_length=1, max_length=128)]
 SessionId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
 RunId = Annotated[str, Meta(min_length=1, max_length=64)]
 AgentName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
-Seq = Annotated[int, Meta(ge=0)]
+Seq = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+"""A number that every client and Redis's Lua hold exactly (RFC 8259 section 6)."""
 Traceparent = Annotated[str, Meta(max_length=128)]
 """W3C Trace Context `traceparent`; a malformed one is ignored."""
 

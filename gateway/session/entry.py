@@ -1,8 +1,8 @@
-"""The log's entry: a small header ahead of the frame bytes that clients read.
+r"""The log's entry: a small header ahead of the frame bytes that clients read.
 
 The script that appends builds both by concatenation, once; the gateway reads the header and never
 decodes the event. One entry is two lines, `header LF frame`; a push may carry several, so that
-`data.split(b"\\n")` alternates headers and frames (JSON escapes line breaks).
+`data.split(b"\n")` alternates headers and frames (JSON escapes line breaks).
 
     seq epoch run_id kind ts_ms output_tokens input_tokens role task_type claimed_ms
     {"type":"event","seq":...}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from gateway.session.model import (
     Accepted,
@@ -204,8 +204,10 @@ class SessionProbe(Protocol):
         """A new session."""
         ...
 
-    def completed(self, status: str, duration_s: float) -> None:
-        """It ended: `completed`, `expired` or `failed`."""
+    def completed(
+        self, status: Literal["completed", "expired", "failed"], duration_s: float
+    ) -> None:
+        """It ended: closed by client or API, expired, or failed."""
         ...
 
     def home_taken(self) -> None:

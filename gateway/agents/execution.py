@@ -1,0 +1,245 @@
+"""One attempt at one run, from its claim to its ending."""
+
+import asyncio
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from enum import Enum
+from typing import Literal
+
+import msgspec
+from loguru import logger
+
+from gateway.agents.backoff import persist
+from gateway.agents.sdk import Agent, AgentError, JsonObject, Run
+from gateway.agents.stream import EventStream
+from gateway.session.errors import Fenced, TooLarge, Unavailable
+from gateway.session.model import Claim, Ending, RunRef
+from gateway.session.ports import RunQueue
+from protocol.codes import ErrorCode
+from protocol.events import (
+    CancelledOutcome,
+    InterruptOutcome,
+    Outcome,
+    RunError,
+    RunFinished,
+    SuccessOutcome,
+    ToolCallResult,
+    encode_event,
+)
+
+Following = tuple[RunRef, str] | None
+"""The session's next run and its agent, to be dispatched."""
+
+
+class _Stop(Enum):
+    """Why a run stops before its agent is done."""
+
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    """Another attempt holds the run, it is over, or may be: nothing more is sent."""
+    HANDED_BACK = "handed back"
+    WORKER_STOPS = "worker stops"
+    TOO_LARGE = "too large"
+
+
+class Execution:
+    """Runs the agent on a claim and ends the run, whatever the agent does.
+
+    Attributes:
+        lease_until: the loop's time until which the run is surely ours; moved by renewals.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        claim: Claim,
+        queue: RunQueue,
+        *,
+        lease_until: float = math.inf,
+        window_s: float = 0.04,
+    ) -> None:
+        self.ref = claim.ref
+        self.attempt = claim.attempt
+        self.lease_until = lease_until
+        self._agent = agent
+        self._queue = queue
+        self._stream = EventStream(
+            queue,
+            claim.ref,
+            claim.attempt,
+            until=self._until,
+            on_broken=self._broke,
+            window_s=window_s,
+        )
+        self._run = Run(claim, self._stream)
+        self._task: asyncio.Task[None] | None = None
+        self._stop: _Stop | None = None
+        self._error: tuple[str, str] | None = None
+        if claim.cancelled:
+            self.cancel()
+
+    # --- from outside ---------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """The client wants it to stop. Only the first call counts: cleaning up takes its time."""
+        self._run.cancelled.set()
+        if self._stop is None:
+            self._halt(_Stop.CANCELLED)
+
+    def fence(self) -> None:
+        """The run is not ours any more: the agent is stopped, and nothing more is sent."""
+        self._stream.mute()
+        self._halt(_Stop.LOST)
+
+    def hand_back(self) -> None:
+        """Gives the run to another worker, if the agent has not said anything yet."""
+        if not self._stream.begun and self._stop is None and not self._over:
+            self._stream.mute()
+            self._halt(_Stop.HANDED_BACK)
+
+    def abandon(self) -> None:
+        """The worker stops: hand the run back, or end it with what was said so far."""
+        self.hand_back()
+        if self._stop is not _Stop.HANDED_BACK:
+            self._halt(_Stop.WORKER_STOPS)
+
+    @property
+    def _over(self) -> bool:
+        return self._task is not None and self._task.done()
+
+    def _halt(self, why: _Stop) -> None:
+        if why in (_Stop.LOST, _Stop.TOO_LARGE) or (self._stop is None and not self._over):
+            self._stop = why
+        if self._task is not None:
+            self._task.cancel()
+
+    def _broke(self, error: Exception) -> None:
+        if isinstance(error, Unavailable):
+            logger.warning("agent stopped: Redis did not answer while the lease could hold")
+        self._halt(_Stop.TOO_LARGE if isinstance(error, TooLarge) else _Stop.LOST)
+
+    def _until(self) -> float:
+        return -math.inf if self._stop is _Stop.LOST else min(self.lease_until, self._run.deadline)
+
+    # --- the run --------------------------------------------------------------------------------
+
+    async def run(self) -> Following:
+        """The agent's answer and the run's end. Returns the session's next run."""
+        if self._stop is None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._stream.run())
+                self._task = group.create_task(self._answer())
+                await asyncio.wait((self._task,))
+                self._stream.close()
+            if self._stop is None and self._task.cancelled():
+                # The agent raised CancelledError by itself, e.g. from a task of its own.
+                self._error = ("the agent failed", ErrorCode.INTERNAL)
+        try:
+            return await self._end()
+        except Fenced:
+            logger.info("run left: another attempt holds it, or it is over")
+        except Unavailable:
+            logger.warning("run left: Redis did not answer while the lease could hold")
+        return None
+
+    async def _answer(self) -> None:
+        try:
+            await self._agent.answer(self._run)
+        except AgentError as error:
+            logger.bind(code=error.code).warning("the agent ended the run with an error")
+            self._error = (error.message, error.code)
+        except Exception:  # noqa: BLE001 (whatever an agent raises ends its run, nothing else)
+            logger.bind(agent_id=self._agent.name).exception("the agent failed")
+            self._error = ("the agent failed", ErrorCode.INTERNAL)
+
+    async def _end(self) -> Following:
+        if self._stop is _Stop.HANDED_BACK:
+            if await persist(lambda: self._queue.hand_back(self.ref, self.attempt), self._until):
+                return None
+            # Not to be had by another: it was cancelled (or it is not ours, then `finish` says so).
+            self._stop = _Stop.CANCELLED
+        stream = self._stream
+        if self._stop is not None or self._error is not None:
+            stream.transcript.mark_incomplete()
+        try:
+            for event in self._loose_ends():
+                stream.add(event)
+            await stream.flush()
+        except TooLarge:
+            stream.mute()
+            stream.transcript.mark_incomplete()
+            self._stop = _Stop.TOO_LARGE
+        if self._stop is _Stop.LOST:
+            raise Fenced
+        ending = self._ending()
+        return await persist(
+            lambda: self._queue.finish(self.ref, self.attempt, stream.ordinal, ending), self._until
+        )
+
+    def _loose_ends(self) -> list[JsonObject]:
+        """What closes all that the agent left open."""
+        unfinished = self._stream.unfinished
+        # A call that a question is about gets its result after the answer.
+        asked = {interrupt.tool_call_id for interrupt in self._run.interrupts}
+        missing = [
+            call for call in unfinished.calls if call in self._run.own_calls and call not in asked
+        ]
+        results = [ToolCallResult(f"msg_{call}", call, "") for call in missing]
+        return unfinished.closers() + [msgspec.to_builtins(result) for result in results]
+
+    def _ending(self) -> Ending:
+        match self._stop:
+            case None:
+                return self._failure(*self._error) if self._error else self._success()
+            case _Stop.CANCELLED:
+                return self._finished("C", CancelledOutcome())
+            case _Stop.TOO_LARGE:
+                return self._failure("the run grew too large", ErrorCode.TOO_LARGE)
+            case _:
+                return self._failure("the agent's worker was stopped", ErrorCode.WORKER_LOST)
+
+    def _success(self) -> Ending:
+        if interrupts := self._run.interrupts:
+            return self._finished("I", InterruptOutcome(interrupts))
+        pending = list(self._stream.unfinished.calls)
+        return self._finished("I" if pending else "F", SuccessOutcome(pending or None), pending)
+
+    def _finished(
+        self, kind: Literal["F", "I", "C"], outcome: Outcome, pending: Sequence[str] = ()
+    ) -> Ending:
+        event = RunFinished(
+            self.ref.session_id,
+            self.ref.run_id,
+            outcome=outcome,
+            usage=self._run.reported_usage or None,
+        )
+        asked = outcome.interrupts if isinstance(outcome, InterruptOutcome) else None
+        return replace(
+            self._base(kind, encode_event(event)),
+            interrupts=msgspec.json.encode(asked) if asked else b"",
+            pending_tools=list(pending),
+        )
+
+    def _failure(self, message: str, code: str) -> Ending:
+        event = RunError(message, code=code, usage=self._run.reported_usage or None)
+        return replace(self._base("X", encode_event(event)), code=code)
+
+    def _base(self, kind: Literal["F", "I", "C", "X"], event: bytes) -> Ending:
+        known = {message.get("id") for message in self._run.messages}
+        said = self._stream.transcript.messages
+        usage = self._run.reported_usage
+        return Ending(
+            kind=kind,
+            event=event,
+            messages=[msgspec.json.encode(each) for each in said if each["id"] not in known],
+            output_tokens=_total(each.output_tokens for each in usage),
+            input_tokens=_total(each.input_tokens for each in usage),
+            state=self._run.new_state(),
+        )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """The sum of what was reported; None when nothing was."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

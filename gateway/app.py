@@ -1,0 +1,205 @@
+"""The composition root: builds the parts and wires them through the ports of the domain.
+
+A process is a node (`serve_node`) or a worker (`serve_agent`); both stop in order when told to, and
+nothing of theirs outlives them.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from loguru import logger
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from gateway import __version__
+from gateway.agents.sdk import Agent
+from gateway.agents.worker import Worker
+from gateway.bus.bus import Bus
+from gateway.bus.connection import check_server, create_client
+from gateway.bus.embedded import embedded_server
+from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges.guard import LOOPBACK, Guard
+from gateway.session.deadlines import Sweep
+from gateway.session.hub import Hub, HubTimes
+from gateway.session.ids import uuid7
+from gateway.session.model import Limits
+from gateway.session.service import SessionService
+from gateway.session.wheel import Wheel
+from gateway.settings import Settings
+from gateway.telemetry.metrics import Telemetry
+
+
+@asynccontextmanager
+async def redis_url(settings: Settings) -> AsyncGenerator[str]:
+    """The server to use: the configured one, or the embedded one for as long as we live.
+
+    Raises:
+        UnusableRedis: with one line for a person.
+    """
+    if settings.redis_url is not None:
+        yield settings.redis_url
+        return
+    async with embedded_server(settings.data_dir) as url:
+        yield url
+
+
+@asynccontextmanager
+async def open_bus(url: str, limits: Limits) -> AsyncGenerator[Bus]:
+    """A bus on a server that has been checked.
+
+    Raises:
+        UnusableRedis: with one line for a person.
+    """
+    client = create_client(url)
+    try:
+        await check_server(client, url)
+        yield Bus(client, limits)
+    finally:
+        await client.aclose()
+
+
+class Node:
+    """One gateway node: its parts, and the application that uvicorn serves.
+
+    Attributes:
+        node_id: names this process among the nodes of the fleet, anew at each start.
+        app: the ASGI application.
+    """
+
+    def __init__(self, bus: Bus, limits: Limits) -> None:
+        """`bus` stays the caller's."""
+        self.node_id = uuid7(now_ms())
+        self._bus = bus
+        telemetry = Telemetry(version=__version__)
+        self._wheel = Wheel(time.monotonic, report)
+        self._hub = Hub(
+            sessions=bus.sessions,
+            notices=bus.notices,
+            probe=telemetry,
+            node=self.node_id,
+            clock=time.monotonic,
+            now_ms=now_ms,
+            wheel=self._wheel,
+            report=report,
+            times=HubTimes(resume_grace_s=limits.resume_grace_s),
+        )
+        self._sweep = Sweep(
+            deadlines=bus.deadlines,
+            queue=bus.runs,
+            probe=telemetry,
+            node=self.node_id,
+            clock=time.monotonic,
+            on_nodes=self._hub.heard,
+            report=report,
+            lease_s=limits.lease_s,
+        )
+        service = SessionService(
+            sessions=bus.sessions,
+            queue=bus.runs,
+            directory=bus.directory,
+            hub=self._hub,
+            probe=telemetry,
+            node=self.node_id,
+            now_ms=now_ms,
+        )
+        edge = websocket.WebSocketEdge(
+            service=service,
+            hub=self._hub,
+            probe=telemetry,
+            wheel=self._wheel,
+            clock=time.monotonic,
+        )
+        self._readiness = health.Readiness({"redis": self._ping})
+        self.app = Starlette(
+            routes=[
+                *websocket.routes(edge),
+                *http.routes(service, bus.directory),
+                *health.routes(self._readiness),
+                *metrics.routes(telemetry.render),
+                *pages.routes(),
+            ],
+            middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
+        )
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """What must run beside the server."""
+        return [
+            self._bus.notices.run(),
+            self._hub.run(),
+            self._sweep.run(),
+            self._wheel.run(),
+            self._readiness.run(),
+        ]
+
+    async def leave(self) -> None:
+        """Gives up what this node holds, once its sockets are gone."""
+        await self._hub.close()
+        await self._bus.deadlines.leave(self.node_id)
+
+    async def _ping(self) -> None:
+        await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
+
+
+async def serve_node(
+    bus: Bus, limits: Limits, listener: socket.socket, on_stop: Callable[[Callable[[], None]], None]
+) -> None:
+    """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
+    from gateway.server import create_server, url_of
+
+    node = Node(bus, limits)
+    server = create_server(node.app)
+    on_stop(server.stop)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(part) for part in node.background()]
+        logger.bind(url=url_of(listener), node=node.node_id).info("gateway is ready")
+        await server.serve(sockets=[listener])
+        await node.leave()
+        for task in tasks:
+            task.cancel()
+    logger.info("gateway has stopped")
+
+
+async def serve_agent(
+    bus: Bus,
+    limits: Limits,
+    agent: Agent,
+    *,
+    slots: int,
+    on_stop: Callable[[Callable[[], None]], None],
+) -> None:
+    """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
+    worker = Worker(
+        agent,
+        bus.runs,
+        bus.directory,
+        bus.notices,
+        worker_id=uuid7(now_ms()),
+        slots=slots,
+        lease_s=limits.lease_s,
+    )
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        worker.stop(30.0 if asked == 1 else 0.0)
+
+    on_stop(stop)
+    async with asyncio.TaskGroup() as group:
+        notices = group.create_task(bus.notices.run())
+        await worker.run()
+        notices.cancel()
+
+
+def now_ms() -> int:
+    """The wall clock, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def report(what: str, error: Exception) -> None:
+    """An unexpected fault that something survived."""
+    logger.opt(exception=error).error("{}", what)

@@ -1,0 +1,245 @@
+"""The commands. Exit codes: 0, 1 (failed, with one line that says why), 2 (wrong usage)."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from gateway.bus.connection import UnusableRedis, mask
+from gateway.server import CannotListen
+from gateway.session.model import Limits
+from gateway.settings import Settings, SettingsError, load_settings
+
+DEMO_AGENT = "gateway.agents.demo:agent"
+_CHILD_STOP_TIMEOUT_S = 35.0
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A WebSocket-first realtime gateway for AI agents.",
+)
+
+Host = Annotated[str | None, typer.Option(help="Address to serve.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option(help="Port to serve.", show_default="8000")]
+
+
+@app.command()
+def run(host: Host = None, port: Port = None) -> None:
+    """All in one process tree, for development: Redis, the demo agent, the gateway, its page."""
+    settings, limits = _settings(host=host, port=port)
+    _start(settings, lambda: _node(settings, limits, with_demo=True))
+
+
+@app.command()
+def serve(host: Host = None, port: Port = None) -> None:
+    """One gateway node. Agents are served by `gateway worker`."""
+    settings, limits = _settings(host=host, port=port)
+    _start(settings, lambda: _node(settings, limits, with_demo=False))
+
+
+@app.command()
+def worker(
+    agent: Annotated[str, typer.Argument(metavar="MODULE:AGENT", help="Where the agent is.")],
+    slots: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 8,
+    with_parent: Annotated[
+        bool, typer.Option(hidden=True, help="Stop when standard input ends.")
+    ] = False,
+) -> None:
+    """A worker: a process that serves one agent."""
+    settings, limits = _settings()
+    _start(settings, lambda: _worker(settings, limits, agent, slots, with_parent=with_parent))
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Option(help="The gateway.")] = "",
+    agent: Annotated[str, typer.Option(help="Whom to talk with.")] = "demo",
+    session: Annotated[
+        str | None, typer.Option(help="An existing session to come back to.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant, without authentication.")] = None,
+) -> None:
+    """Chats with an agent in the terminal."""
+    from gateway.chat import run_chat
+
+    settings, _ = _settings()
+    default = f"ws://{settings.host}:{settings.port}/ws"
+    raise typer.Exit(run_chat(url or default, agent=agent, session_id=session, tenant=tenant))
+
+
+@app.command()
+def config() -> None:
+    """Prints the effective settings, and checks them. Secrets are masked."""
+    settings, limits = _settings()
+    for name, value in settings.model_dump().items():
+        alias = str(Settings.model_fields[name].validation_alias)
+        shown = mask(value) if name == "redis_url" and value else "" if value is None else value
+        typer.echo(f"{alias}={shown}")
+    for name in Limits.__dataclass_fields__:
+        typer.echo(f"GATEWAY_LIMIT_{name.upper()}={getattr(limits, name)}")
+
+
+def main() -> None:
+    """The `gateway` command."""
+    app()
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+class _Stopper:
+    """Runs what stops the process when a signal comes, or at once if it came before."""
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._asked = False
+
+    def on_stop(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        if self._asked:
+            stop()
+
+    def ask(self) -> None:
+        self._asked = True
+        if self._stop is not None:
+            self._stop()
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.ask)
+
+
+async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
+    from gateway.app import open_bus, redis_url, serve_node
+    from gateway.server import bind, url_of
+
+    stopper = _Stopper()
+    stopper.install()
+    listener = bind(settings.host, settings.port)
+    with listener:
+        async with redis_url(settings) as url, open_bus(url, limits) as bus:
+            if not with_demo:
+                await serve_node(bus, limits, listener, stopper.on_stop)
+                return
+            demo = _DemoWorker(url)
+            demo.start()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(demo.watch())
+                    typer.echo(f"chat at {url_of(listener)} - Ctrl-C ends everything", err=True)
+                    await serve_node(bus, limits, listener, stopper.on_stop)
+                    watching.cancel()
+            finally:
+                await demo.stop()
+
+
+async def _worker(
+    settings: Settings, limits: Limits, place: str, slots: int, *, with_parent: bool
+) -> None:
+    from gateway.agents.loading import load_agent
+    from gateway.app import open_bus, redis_url, serve_agent
+
+    stopper = _Stopper()
+    stopper.install()
+    agent = load_agent(place)
+    if with_parent:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone, stopper)
+    async with redis_url(settings) as url, open_bus(url, limits) as bus:
+        await serve_agent(bus, limits, agent, slots=slots, on_stop=stopper.on_stop)
+
+
+def _parent_is_gone(stopper: _Stopper) -> None:
+    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    stopper.ask()
+
+
+class _DemoWorker:
+    """The demo agent's worker, a child that ends with us however we end."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "gateway.cli", "worker", DEMO_AGENT, "--with-parent"]
+        # A session of its own, so that Ctrl-C reaches us first. Its standard input is a pipe that
+        # nobody writes to: when it ends, we are gone.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            env=_environment(REDIS_URL=self._url),
+            start_new_session=True,
+        )
+
+    async def watch(self) -> None:
+        """Starts it again when it dies."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self._process is not None and self._process.poll() is not None:
+                from loguru import logger
+
+                logger.bind(exit_code=self._process.returncode).error("the demo worker has ended")
+                await asyncio.sleep(1.0)
+                self.start()
+
+    async def stop(self) -> None:
+        """Lets it finish its runs."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, _CHILD_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    import os
+
+    return {**os.environ, **changes}
+
+
+def _settings(**overrides: Any) -> tuple[Settings, Limits]:
+    try:
+        return load_settings(**overrides)
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _start(settings: Settings, main_task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a process to its end. A foreseen fault is one line and exit code 1."""
+    import uvloop
+
+    from gateway.agents.loading import AgentNotLoadable
+    from gateway.telemetry.logs import configure_logging
+
+    logs = configure_logging(level=settings.log_level, style=settings.log_format)
+    failure = ""
+    try:
+        uvloop.run(main_task())
+    except (UnusableRedis, CannotListen, AgentNotLoadable) as error:
+        failure = str(error)
+    finally:
+        logs.close()
+    if failure:
+        _fail(failure)
+
+
+def _fail(message: str) -> NoReturn:
+    for line in message.splitlines():
+        typer.echo(f"gateway: {line}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""A connection: it speaks `nooble.v1` and follows one session.
+
+Two tasks: the reader (the application's own task) takes one client frame after the other; the
+writer sends what is in the outbox. Only these two touch the ASGI interface, so that a protocol
+class of our own can take their place.
+"""
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, assert_never
+from uuid import uuid4
+
+from loguru import logger
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from gateway.edges.principal import Authenticate
+from gateway.edges.socket import EXTENSION
+from gateway.session.context import log_context
+from gateway.session.errors import Refused
+from gateway.session.feed import Attachment
+from gateway.session.hub import Hub
+from gateway.session.limits import TokenBucket
+from gateway.session.model import Role, SessionView
+from gateway.session.outbox import LIMIT_BYTES, Outbox
+from gateway.session.ports import Clock, Probe
+from gateway.session.service import SessionService
+from gateway.session.wheel import Timer, Wheel
+from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, decode_client, encode
+from protocol.codes import CloseCode, ErrorCode
+from protocol.connection import ConnectionState, next_state
+from protocol.frames import (
+    Ack,
+    Answer,
+    Cancel,
+    ClientFrame,
+    Close,
+    Error,
+    GoAway,
+    Message,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Refresh,
+    ToolResult,
+)
+
+_INTERNAL_ERROR = 1011
+
+_CLOSE_CODES = {
+    ErrorCode.BAD_FRAME: CloseCode.BAD_FRAME,
+    ErrorCode.UNAUTHENTICATED: CloseCode.UNAUTHENTICATED,
+    ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN,
+    ErrorCode.SESSION_NOT_FOUND: CloseCode.UNKNOWN_SESSION,
+    ErrorCode.AGENT_NOT_FOUND: CloseCode.UNKNOWN_SESSION,
+    ErrorCode.SESSION_ENDED: CloseCode.SESSION_ENDED,
+    ErrorCode.RATE_LIMITED: CloseCode.TOO_MANY,
+    ErrorCode.QUOTA_EXCEEDED: CloseCode.TOO_MANY,
+    ErrorCode.TOO_LARGE: CloseCode.TOO_BIG,
+}
+"""How a connection ends when its `open` or `close` is refused; anything else may come again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What one connection may do; the defaults are the documented ones."""
+
+    frame_bytes: int = MAX_CLIENT_FRAME_BYTES
+    outbox_bytes: int = LIMIT_BYTES
+    open_timeout_s: float = 10.0
+    stall_timeout_s: float = 30.0
+    messages_per_s: int = 10
+    message_burst: int = 20
+    flood: int = 100
+    heartbeat_s: float = 25.0
+    resume_ttl_s: float = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What all connections of a node share."""
+
+    service: SessionService
+    hub: Hub
+    probe: Probe
+    wheel: Wheel
+    clock: Clock
+    limits: ConnectionLimits
+    authenticate: Authenticate
+
+
+class Connection:
+    """One WebSocket, from the handshake to its end."""
+
+    def __init__(self, edge: "Edge", scope: Scope, receive: Receive, send: Send) -> None:
+        limits = edge.limits
+        self._edge = edge
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._awake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._outbox = Outbox(self._awake.set, limits.outbox_bytes)
+        self._bucket = TokenBucket(limits.messages_per_s, limits.message_burst, edge.clock)
+        self._refused_in_a_row = 0
+        self._state = ConnectionState.NEW
+        self._view: SessionView | None = None
+        self._attachment: Attachment | None = None
+        self._context = ExitStack()
+        self._life = asyncio.timeout(None)
+        self._writing = True
+        self._progress_at = 0.0
+        self._stall_timer: Timer | None = None
+        self._open_timer = edge.wheel.after(
+            limits.open_timeout_s, lambda: self._outbox.finish(CloseCode.NO_OPEN_OR_PONG)
+        )
+
+    async def run(self) -> None:
+        """Serves the connection until it is gone."""
+        try:
+            async with self._life, asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write())
+                await self._read()
+                writer.cancel()
+        except TimeoutError:
+            pass  # cut off, see `_check_progress`
+        finally:
+            self._open_timer.cancel()
+            if self._stall_timer is not None:
+                self._stall_timer.cancel()
+            self._detach()
+            if self._view is not None:
+                self._edge.probe.connection_closed(self._view.key.tenant)
+                logger.debug("connection closed")
+            self._context.close()
+
+    def send_away(self, frame: GoAway) -> None:
+        """The node stops."""
+        self._outbox.put(encode(frame))
+        self._outbox.finish(CloseCode.RESTART)
+
+    # --- out --------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        """Sends what is queued; frames of one turn of the loop leave in one write of the socket."""
+        outbox = self._outbox
+        try:
+            while True:
+                await self._awake.wait()
+                self._awake.clear()
+                self._progress_at = self._edge.wheel.now
+                self._watch_progress()
+                for frame in outbox.drain():
+                    await self._send({"type": "websocket.send", "text": frame.decode()})
+                    outbox.sent(len(frame))
+                    self._progress_at = self._edge.wheel.now
+                self._room.set()
+                if outbox.size_bytes:
+                    continue  # more came while the socket was busy
+                if outbox.close_code is not None:
+                    await self._send({"type": "websocket.close", "code": int(outbox.close_code)})
+                    return
+                if outbox.pulling and self._attachment is not None:
+                    await self._edge.hub.catch_up(self._attachment)
+        except OSError:
+            pass  # the client is gone; the reader hears of it, too
+        finally:
+            self._writing = False
+            self._room.set()
+
+    def _watch_progress(self) -> None:
+        """One timer per while, not per write: it looks again as long as there is progress."""
+        if self._stall_timer is None:
+            self._stall_timer = self._edge.wheel.after(
+                self._edge.limits.stall_timeout_s, self._check_progress
+            )
+
+    def _check_progress(self) -> None:
+        self._stall_timer = None
+        if not self._outbox.size_bytes and self._outbox.close_code is None:
+            return
+        left_s = self._progress_at + self._edge.limits.stall_timeout_s - self._edge.wheel.now
+        if left_s > 0:
+            self._stall_timer = self._edge.wheel.after(left_s, self._check_progress)
+            return
+        logger.info("the client does not read; connection closed")
+        extension: Any = self._scope.get("extensions", {}).get(EXTENSION)
+        if extension is not None:
+            extension["close"](int(self._outbox.close_code or CloseCode.OVERLOADED))
+        self._life.reschedule(0)
+
+    # --- in ---------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if self._outbox.close_code is None:
+                await self._take(message.get("text"))
+            # Whoever asks faster than he reads the answers waits.
+            while self._outbox.full and self._writing:
+                self._room.clear()
+                await self._room.wait()
+
+    async def _take(self, text: str | None) -> None:
+        """One client frame."""
+        started = self._edge.clock()
+        wait_s = self._bucket.take()
+        try:
+            if text is None:
+                raise ProtocolError(ErrorCode.BAD_FRAME, "frames are text, not binary", fatal=True)
+            frame = decode_client(text.encode(), max_bytes=self._edge.limits.frame_bytes)
+            following = next_state(self._state, frame)
+        except ProtocolError as error:
+            self._complain(error)
+            self._count_refusal(wait_s)
+            return
+        if self._count_refusal(wait_s):
+            retry_ms = int(wait_s * 1000) + 1
+            message = "too many frames: slow down"
+            self._refuse(frame, Refused(ErrorCode.RATE_LIMITED, message, retry_after_ms=retry_ms))
+            return
+        try:
+            await self._handle(frame, started)
+            self._state = following
+        except Refused as refused:
+            self._refuse(frame, refused)
+        except Exception:  # noqa: BLE001 - logged; its text is not the client's business
+            logger.exception("a client frame failed")
+            self._refuse(frame, Refused(ErrorCode.INTERNAL, "something went wrong here"))
+            self._outbox.finish(_INTERNAL_ERROR)
+
+    async def _handle(self, frame: ClientFrame, started: float) -> None:
+        match frame:
+            case Ping():
+                self._outbox.put(encode(Pong(frame.t)))
+            case Open():
+                await self._open(frame)
+            case Close():
+                await self._close(frame)
+            case Refresh():
+                raise Refused(ErrorCode.UNSUPPORTED, "this gateway has no authentication")
+            case Message() | Answer() | ToolResult() | Cancel():
+                await self._command(frame, started)
+            case _:
+                assert_never(frame)
+
+    async def _open(self, frame: Open) -> None:
+        self._open_timer.cancel()
+        edge, limits = self._edge, self._edge.limits
+        headers = Headers(scope=self._scope)
+        who = edge.authenticate(headers, frame.token)
+        request_id = headers.get("x-request-id", "")[:128] or str(uuid4())
+        self._context.enter_context(log_context(tenant_id=who.tenant, request_id=request_id))
+        if (frame.agent is None) == (frame.session_id is None):
+            raise Refused(
+                ErrorCode.BAD_FRAME, "give one of `agent` and `session_id`", param="session_id"
+            )
+        if frame.session_id is not None:
+            view = await edge.service.find(who, frame.session_id)
+        elif frame.agent is not None and frame.after is None:
+            view = await edge.service.create(who, frame.agent, frame.metadata)
+        else:
+            raise Refused(ErrorCode.BAD_FRAME, "a new session has no cursor", param="after")
+        self._context.enter_context(log_context(session_id=view.key.session_id))
+        attachment = await edge.hub.attach(view, frame.after, self._outbox)
+        self._outbox.put(
+            encode(
+                Opened(
+                    re=frame.id,
+                    session_id=view.key.session_id,
+                    agent=view.agent,
+                    state=view.state,
+                    cursor=view.cursor,
+                    resumed=attachment.resumed,
+                    runs=view.runs,
+                    interrupts=view.interrupts,
+                    pending_tool_calls=view.pending_tools,
+                    heartbeat_ms=int(limits.heartbeat_s * 1000),
+                    resume_ttl_s=int(limits.resume_ttl_s),
+                    limits={
+                        "max_frame_bytes": limits.frame_bytes,
+                        "messages_per_s": limits.messages_per_s,
+                        "message_burst": limits.message_burst,
+                    },
+                )
+            )
+        )
+        attachment.start()
+        self._view, self._attachment = view, attachment
+        edge.probe.connection_opened(who.tenant)
+        logger.bind(agent_id=view.agent, user_id=view.user, resumed=attachment.resumed).info(
+            "session opened"
+        )
+
+    async def _command(self, frame: Message | Answer | ToolResult | Cancel, started: float) -> None:
+        view, service = self._session(), self._edge.service
+        role: Role | None = "user"
+        match frame:
+            case Message():
+                ack = await service.message(view, frame)
+            case Answer():
+                ack = await service.answer(view, frame)
+            case ToolResult():
+                ack = await service.tool_result(view, frame)
+                role = "tool"
+            case Cancel():
+                ack = await service.cancel(view, frame)
+                role = None
+        self._outbox.put(encode(ack))
+        feed = self._edge.hub.find(view.key)
+        if role is not None and ack.status != "duplicate" and feed is not None:
+            feed.probe.message_accepted(role, self._edge.clock() - started)
+
+    async def _close(self, frame: Close) -> None:
+        view = self._session()
+        self._detach()  # or the end of the session would reach us ahead of our answer
+        ack: Ack = await self._edge.service.close(view, frame)
+        self._outbox.put(encode(ack))
+        self._outbox.finish(CloseCode.DONE)
+
+    def _session(self) -> SessionView:
+        if self._view is None:
+            raise RuntimeError("the table of transitions lets no command through before `open`")
+        return self._view
+
+    def _detach(self) -> None:
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            self._edge.hub.detach(attachment)
+
+    # --- refusals ---------------------------------------------------------------------------------
+
+    def _complain(self, error: ProtocolError) -> None:
+        """What came is no frame, or is not allowed here."""
+        self._outbox.put(
+            encode(
+                Error(
+                    error.code,
+                    error.message,
+                    error.code.retryable,
+                    re=error.re,
+                    param=error.param,
+                )
+            )
+        )
+        if error.fatal or self._state is ConnectionState.NEW:
+            self._outbox.finish(_CLOSE_CODES.get(error.code, CloseCode.BAD_FRAME))
+
+    def _refuse(self, frame: ClientFrame, refused: Refused) -> None:
+        """A frame is refused; without a session there is nothing to stay for."""
+        self._outbox.put(
+            encode(
+                Error(
+                    refused.code,
+                    refused.message,
+                    refused.code.retryable,
+                    re=None if isinstance(frame, Ping) else frame.id,
+                    param=refused.param,
+                    retry_after_ms=refused.retry_after_ms,
+                )
+            )
+        )
+        if isinstance(frame, Open | Close) and refused.code != ErrorCode.INTERNAL:
+            self._outbox.finish(_CLOSE_CODES.get(refused.code, CloseCode.OVERLOADED))
+
+    def _count_refusal(self, wait_s: float) -> bool:
+        """True when this frame came too early; a flood of such ends the connection."""
+        if not wait_s:
+            self._refused_in_a_row = 0
+            return False
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row > self._edge.limits.flood:
+            self._outbox.finish(CloseCode.TOO_MANY)
+        return True

@@ -1,0 +1,83 @@
+"""`/health/liveness` and `/health/readiness`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from loguru import logger
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Check = Callable[[], Awaitable[object]]
+"""Returns when the dependency is well, raises when it is not."""
+
+FALL = 2
+"""So many failures in a row make a dependency ill; one success makes it well again."""
+
+
+class Readiness:
+    """The state of the dependencies, looked at in the background: a probe never waits for them.
+
+    Attributes:
+        draining: set when the node stops; it is not ready any more then.
+    """
+
+    def __init__(
+        self, checks: Mapping[str, Check], *, interval_s: float = 2.0, timeout_s: float = 2.0
+    ) -> None:
+        self._checks = dict(checks)
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        # Ill until the first success.
+        self._failures = dict.fromkeys(self._checks, FALL)
+        self.draining = False
+
+    @property
+    def checks(self) -> dict[str, str]:
+        """`ok` or `error` by dependency."""
+        return {
+            name: "ok" if failures < FALL else "error" for name, failures in self._failures.items()
+        }
+
+    @property
+    def ready(self) -> bool:
+        """True when the node may be given clients."""
+        return not self.draining and all(failures < FALL for failures in self._failures.values())
+
+    async def run(self) -> None:
+        """Checks until it is cancelled."""
+        while True:
+            async with asyncio.TaskGroup() as tasks:
+                for name, check in self._checks.items():
+                    tasks.create_task(self._look(name, check))
+            await asyncio.sleep(self._interval_s)
+
+    async def _look(self, name: str, check: Check) -> None:
+        before = self._failures[name]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await check()
+        except Exception as error:  # noqa: BLE001 - any failure means that it is not well
+            self._failures[name] = min(before + 1, FALL)
+            if before == FALL - 1:
+                logger.bind(dependency=name, error=repr(error)).warning("dependency is ill")
+            return
+        self._failures[name] = 0
+        if before >= FALL:
+            logger.bind(dependency=name).info("dependency is well")
+
+
+def routes(readiness: Readiness) -> list[Route]:
+    """The health probes."""
+
+    async def liveness(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(_request: Request) -> Response:
+        is_ready = readiness.ready
+        return JSONResponse(
+            {"status": "ok" if is_ready else "error", "checks": readiness.checks},
+            200 if is_ready else 503,
+        )
+
+    return [Route("/health/liveness", liveness), Route("/health/readiness", ready)]

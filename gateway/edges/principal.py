@@ -1,0 +1,35 @@
+"""Who speaks. Without authentication: `anonymous`, of the tenant that the request names."""
+
+import re
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+
+from gateway.session.errors import Refused
+from gateway.session.model import Principal
+from protocol.codes import ErrorCode
+
+TENANT_HEADER = "X-Tenant-ID"
+TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+Authenticate = Callable[[Headers, str | None], Principal]
+"""From the request's headers, and the token of the `open` frame if there is one, to a principal.
+
+Raises `Refused` with `forbidden` or `unauthenticated`.
+"""
+
+
+def anonymous(headers: Headers, token: str | None = None) -> Principal:
+    """The principal of a gateway without authentication, which serves loopback only.
+
+    Raises:
+        Refused: `X-Tenant-ID` names no tenant.
+    """
+    tenant = headers.get(TENANT_HEADER, "default")
+    if not TENANT.fullmatch(tenant):
+        raise Refused(
+            ErrorCode.FORBIDDEN,
+            "a tenant id is 1 to 63 of a-z, 0-9, _ and -, and begins with a letter or digit",
+            param=TENANT_HEADER,
+        )
+    return Principal(tenant, "anonymous")

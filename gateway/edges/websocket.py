@@ -1,0 +1,83 @@
+"""`/ws`: the handshake, and the connections that it lets in."""
+
+import random
+
+from starlette.routing import WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from gateway.edges.connection import Connection, ConnectionLimits, Edge
+from gateway.edges.principal import Authenticate, anonymous
+from gateway.edges.problem import problem
+from gateway.session.errors import Unavailable
+from gateway.session.hub import Hub
+from gateway.session.ports import Clock, Probe
+from gateway.session.service import SessionService
+from gateway.session.wheel import Wheel
+from protocol import SUBPROTOCOL
+from protocol.codes import CloseCode
+from protocol.frames import GoAway
+
+
+class WebSocketEdge:
+    """The ASGI application behind `/ws`, and its connections."""
+
+    def __init__(
+        self,
+        *,
+        service: SessionService,
+        hub: Hub,
+        probe: Probe,
+        wheel: Wheel,
+        clock: Clock,
+        limits: ConnectionLimits | None = None,
+        authenticate: Authenticate = anonymous,
+    ) -> None:
+        self._edge = Edge(
+            service=service,
+            hub=hub,
+            probe=probe,
+            wheel=wheel,
+            clock=clock,
+            limits=limits or ConnectionLimits(),
+            authenticate=authenticate,
+        )
+        self._connections: set[Connection] = set()
+        self._draining = False
+
+    @property
+    def open_sockets(self) -> int:
+        """Connections that are not gone, those before `open` included."""
+        return len(self._connections)
+
+    def drain(self, reason: str, spread_s: float) -> None:
+        """Refuses new sockets, and sends everybody away to come back spread over that time."""
+        self._draining = True
+        for connection in list(self._connections):
+            delay_ms = int(random.random() * spread_s * 1000)
+            connection.send_away(GoAway(reason, delay_ms))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if self._draining:
+            refused = Unavailable("this node is stopping")
+            await problem(refused)(scope, receive, send)
+            return
+        await receive()  # websocket.connect
+        offered = [name for name in scope["subprotocols"] if name]
+        if offered and SUBPROTOCOL not in offered:
+            # Browsers drop a connection whose offers were all declined, and would not see the code.
+            await send({"type": "websocket.accept", "subprotocol": offered[0]})
+            await send({"type": "websocket.close", "code": CloseCode.UNSUPPORTED_VERSION})
+            return
+        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
+        connection = Connection(self._edge, scope, receive, send)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+
+def routes(edge: WebSocketEdge) -> list[WebSocketRoute]:
+    """`/ws`."""
+    return [WebSocketRoute("/ws", edge, name="websocket")]

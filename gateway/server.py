@@ -1,0 +1,90 @@
+"""The uvicorn server: the socket is bound by us, and signals are ours."""
+
+import ipaddress
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from gateway.edges.socket import WebSocketProtocol
+from protocol.codec import MAX_CLIENT_FRAME_BYTES
+
+PING_INTERVAL_S = 25.0
+PING_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5
+_BACKLOG = 2048
+
+
+class CannotListen(Exception):
+    """The address cannot be served; the message is one line for a person."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on a loopback address; port 0 takes any free one.
+
+    Raises:
+        CannotListen: when the address is not loopback, busy or not permitted.
+    """
+    where = f"GATEWAY_HOST={host}, GATEWAY_PORT={port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise CannotListen(f"{where}: no such address ({error.strerror})") from None
+    if not ipaddress.ip_address(address[0]).is_loopback:
+        raise CannotListen(
+            f"{where}: without authentication only a loopback address is served, such as 127.0.0.1"
+        )
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"{where}: cannot be served ({error.strerror})") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: the process decides when to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leaves the signals alone."""
+        yield
+
+    def stop(self) -> None:
+        """Ends the sockets and returns from `serve`; a second call does not wait for them."""
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def create_server(app: ASGIApp) -> Server:
+    """A server for the application, to be given a bound socket."""
+    return Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws=WebSocketProtocol,
+            ws_max_size=MAX_CLIENT_FRAME_BYTES,
+            ws_ping_interval=PING_INTERVAL_S,
+            ws_ping_timeout=PING_TIMEOUT_S,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+        )
+    )

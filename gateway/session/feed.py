@@ -1,0 +1,276 @@
+"""One followed session on this node: the order of its events, who hears them, what is counted.
+
+All of it is synchronous: a push comes in, frames go to outboxes. What needs the bus (subscribing,
+reading the log, the home) is the hub's, which a feed asks through `on_stale`.
+
+An attachment is *live* or it *pulls* (see `outbox`). It goes live in the very step in which it has
+read as far as the feed, so there is nothing to buffer and nothing to merge when it joins.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+
+from gateway.session.entry import TERMINAL_KINDS, Entry, parse_entry, parse_push
+from gateway.session.model import SessionKey, SessionView
+from gateway.session.outbox import Outbox
+from gateway.session.ports import Clock, SessionProbe
+from gateway.session.wheel import Timer
+from protocol.codes import CloseCode
+from protocol.frames import Cursor
+
+AHEAD_BYTES = 256 * 1024
+"""Pushes that wait while a gap before them is read from the log."""
+
+
+class Attachment:
+    """A connection that follows a session.
+
+    Attributes:
+        epoch, seq: the last event that was queued for it.
+        resumed: False when it began with a snapshot.
+        staged: what it begins with, in order: frames, and entries of the log.
+    """
+
+    __slots__ = ("epoch", "feed", "outbox", "resumed", "seq", "staged")
+
+    def __init__(self, feed: "Feed", outbox: Outbox) -> None:
+        self.feed = feed
+        self.outbox = outbox
+        self.epoch = ""
+        self.seq = 0
+        self.resumed = False
+        self.staged: list[bytes | Entry] = []
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where to read on."""
+        return Cursor(self.epoch, self.seq)
+
+    def start(self) -> None:
+        """Queues what it begins with; from now on events follow."""
+        staged, self.staged = self.staged, []
+        for item in staged:
+            if isinstance(item, bytes):
+                self.outbox.put(item)
+            elif not self.fill(item):
+                break
+        if not self.go_live():
+            self.outbox.wake()
+
+    def fill(self, entry: Entry) -> bool:
+        """Queues an entry of the log; False when the outbox is full."""
+        if not self.outbox.fill(entry.frame):
+            return False
+        self.seq = entry.seq
+        return True
+
+    def go_live(self) -> bool:
+        """Live from now on, when it has read as far as the feed."""
+        feed = self.feed
+        if self.epoch != feed.epoch or self.seq < feed.last_seq or self.staged:
+            return False
+        self.outbox.pulling = False
+        if feed.ended and not feed.stale:
+            self.outbox.finish(CloseCode.SESSION_ENDED)
+        return True
+
+
+class Feed:
+    """The events of one session as they pass this node.
+
+    Attributes:
+        epoch, last_seq: the last event that passed.
+        attachments: the sockets of this node that follow it.
+        runs: runs that are not over, as far as this node knows.
+        home: True while this node counts the session.
+        home_node: who does, when last heard.
+        stale: the log may hold more than has passed; the hub is to look.
+        unread: nobody has read the log since the subscription was made.
+        verify_home: the hub is to ask who the home is.
+        ended: the session is over; sockets close once they have everything.
+        active_at: when the last push came, by the clock.
+        left_at: when the last socket left, None while there is one.
+    """
+
+    def __init__(
+        self,
+        view: SessionView,
+        probe: SessionProbe,
+        *,
+        clock: Clock,
+        now_ms: Callable[[], int],
+        on_stale: "Callable[[Feed], None]",
+        on_busy: "Callable[[Feed], None]",
+    ) -> None:
+        self.key: SessionKey = view.key
+        self.user = view.user
+        self.agent = view.agent
+        self.probe = probe
+        self.epoch = view.cursor.epoch
+        self.last_seq = view.cursor.seq
+        self.attachments: set[Attachment] = set()
+        self.runs = {run.run_id for run in view.runs}
+        self.home = False
+        self.home_node = view.home
+        self.home_asked_at = self.active_at = clock()
+        self.left_at: float | None = None
+        self.stale = False
+        self.unread = False
+        self.verify_home = False
+        self.ended = False
+        self.lock = asyncio.Lock()
+        self.queued = False
+        self.subscription: AbstractAsyncContextManager[None] | None = None
+        self.check: Timer | None = None
+        self.gaps = 0
+        self._clock = clock
+        self._now_ms = now_ms
+        self._on_stale = on_stale
+        self._on_busy = on_busy
+        self._ahead: dict[int, Entry] = {}
+        self._ahead_bytes = 0
+
+    @property
+    def cursor(self) -> Cursor:
+        """The last event that passed."""
+        return Cursor(self.epoch, self.last_seq)
+
+    @property
+    def wanted(self) -> bool:
+        """True while somebody needs its events."""
+        return self.home or bool(self.attachments)
+
+    # --- events come in ---------------------------------------------------------------------------
+
+    def on_push(self, data: bytes) -> None:
+        """A push of the session's channel."""
+        self.active_at = self._clock()
+        pushed = parse_push(data)
+        if isinstance(pushed, list):
+            for entry in pushed:
+                self._offer(entry)
+        else:  # `reset`, `ended`: the log says the rest
+            self.ended = self.ended or pushed.name == "ended"
+            self.look()
+
+    def look(self) -> None:
+        """Asks the hub to read the log."""
+        self.stale = True
+        self._on_stale(self)
+
+    def saw(self, cursor: Cursor) -> None:
+        """Somebody read the log up to there, after the subscription was confirmed."""
+        if cursor.epoch != self.epoch or cursor.seq > self.last_seq:
+            self.look()
+        elif cursor.seq == self.last_seq:
+            self.unread = False
+
+    def absorb(self, raw_entries: list[bytes]) -> int:
+        """Entries read from the log pass as if pushed. Answers how many were news."""
+        before = self.last_seq
+        for raw in raw_entries:
+            entry = read_entry(raw)
+            if entry.seq == self.last_seq + 1:
+                self._pass(entry)
+        self._drain_ahead()
+        return self.last_seq - before
+
+    def restart(self, cursor: Cursor) -> None:
+        """The log cannot be continued from here: go on at its head; everybody reads for himself."""
+        self.epoch, self.last_seq = cursor.epoch, cursor.seq
+        self._ahead.clear()
+        self._ahead_bytes = 0
+        for attachment in self.attachments:
+            attachment.outbox.pulling = True
+            attachment.outbox.wake()
+
+    def _offer(self, entry: Entry) -> None:
+        if entry.epoch != self.epoch:
+            self.look()
+        elif entry.seq == self.last_seq + 1:
+            self._pass(entry)
+            self._drain_ahead()
+        elif entry.seq > self.last_seq:
+            if not self._ahead and not self.unread:
+                self.gaps += 1
+            self._keep_ahead(entry)
+            self.look()
+
+    def _keep_ahead(self, entry: Entry) -> None:
+        if self._ahead_bytes + len(entry.frame) > AHEAD_BYTES:
+            self._ahead.clear()  # the log has them; reading it once more is the price
+            self._ahead_bytes = 0
+        if self._ahead.setdefault(entry.seq, entry) is entry:
+            self._ahead_bytes += len(entry.frame)
+
+    def _drain_ahead(self) -> None:
+        if not self._ahead:
+            return
+        while entry := self._ahead.pop(self.last_seq + 1, None):
+            self._pass(entry)
+        self._ahead = {seq: entry for seq, entry in self._ahead.items() if seq > self.last_seq}
+        self._ahead_bytes = sum(len(entry.frame) for entry in self._ahead.values())
+
+    # --- and go out -------------------------------------------------------------------------------
+
+    def _pass(self, entry: Entry) -> None:
+        seq = self.last_seq = entry.seq
+        frame = entry.frame
+        for attachment in self.attachments:
+            # It may have read further than the feed: then it has this one.
+            if attachment.seq < seq and attachment.outbox.push(frame):
+                attachment.seq = seq
+        if entry.kind != "E":
+            self._turn(entry)
+        if self.home and (entry.output_tokens or entry.input_tokens):
+            self.probe.tokens(entry.output_tokens, entry.input_tokens)
+
+    def _turn(self, entry: Entry) -> None:
+        """A run begins or ends."""
+        if entry.kind == "S":
+            self.expect(entry.run_id)
+        elif entry.kind in TERMINAL_KINDS:
+            self.runs.discard(entry.run_id)
+            if self.home:
+                self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
+
+    def expect(self, run_id: str) -> None:
+        """A run is on its way."""
+        if not self.runs:
+            self._on_busy(self)
+        self.runs.add(run_id)
+
+    def set_runs(self, run_ids: Iterable[str]) -> None:
+        """The runs that are not over, as the bus says."""
+        old, self.runs = self.runs, set(run_ids)
+        if self.runs and not old:
+            self._on_busy(self)
+
+    # --- the home ---------------------------------------------------------------------------------
+
+    def set_home(self, home: bool) -> None:
+        """This node counts the session from now on, or no more."""
+        if home == self.home:
+            return
+        self.home = home
+        if home:
+            self.probe.home_taken()
+        else:
+            self.probe.home_left()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def finish(self, code: int) -> None:
+        """Closes every socket; after the end of a session one that pulls reads to the end first."""
+        for attachment in self.attachments:
+            if not attachment.outbox.pulling or code != CloseCode.SESSION_ENDED:
+                attachment.outbox.finish(code)
+            else:
+                attachment.outbox.wake()
+
+
+def read_entry(raw: bytes) -> Entry:
+    """One raw entry of a `LogPage`."""
+    header, _, frame = raw.partition(b"\n")
+    return parse_entry(header, frame)

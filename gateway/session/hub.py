@@ -1,0 +1,385 @@
+"""Who follows which session on this node: joins, gaps, position checks.
+
+A `Feed` does what can be done at once; the hub does what needs the bus. A feed that wants something
+(`look`, a home to verify, nobody left to follow it) is put into one queue, at most once, and a
+few workers settle it: so a Redis that comes back to ten thousand followed sessions is read in
+order, and the loop stays free. A slow attachment is not the workers' business: its own connection
+reads the log for it (`catch_up`), so it delays nobody.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.session.errors import Refused, Unavailable
+from gateway.session.feed import Attachment, Feed, read_entry
+from gateway.session.home import Homes
+from gateway.session.model import LogPage, SessionKey, SessionView
+from gateway.session.outbox import Outbox
+from gateway.session.ports import Clock, Notices, Probe, Sessions
+from gateway.session.snapshot import snapshot_frame
+from gateway.session.wheel import Wheel
+from protocol.codec import encode
+from protocol.codes import CloseCode, ErrorCode
+from protocol.frames import Cursor, Reset
+
+WORKERS = 16
+PAGE = 256
+"""Entries of the log in one read."""
+
+_REASONS = {"epoch": "epoch_changed", "trimmed": "cursor_too_old", "ahead": "writes_lost"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubTimes:
+    """When the hub looks by itself."""
+
+    check_running_s: float = 2.0
+    check_idle_s: float = 30.0
+    retry_s: float = 1.0
+    resume_grace_s: float = 120.0
+    leave_timeout_s: float = 5.0
+
+
+class Hub:
+    """The sessions that this node follows.
+
+    Attributes:
+        gaps: jumps in the order of pushes.
+        repaired: events that came from the log because their push did not.
+    """
+
+    def __init__(
+        self,
+        *,
+        sessions: Sessions,
+        notices: Notices,
+        probe: Probe,
+        node: str,
+        clock: Clock,
+        now_ms: Callable[[], int],
+        wheel: Wheel,
+        report: Callable[[str, Exception], None],
+        times: HubTimes | None = None,
+    ) -> None:
+        self._sessions = sessions
+        self._notices = notices
+        self._probe = probe
+        self._clock = clock
+        self._now_ms = now_ms
+        self._wheel = wheel
+        self._report = report
+        self._times = times or HubTimes()
+        self._feeds: dict[SessionKey, Feed] = {}
+        self._queue: asyncio.Queue[Feed] = asyncio.Queue()
+        self._past_gaps = 0
+        self.repaired = 0
+        self._homes = Homes(
+            sessions, node, clock, wheel, self._enqueue, grace_s=self._times.resume_grace_s
+        )
+
+    @property
+    def gaps(self) -> int:
+        """Jumps in the order of pushes, over all sessions."""
+        return self._past_gaps + sum(feed.gaps for feed in self._feeds.values())
+
+    def find(self, key: SessionKey) -> Feed | None:
+        """The feed of a session that this node follows."""
+        return self._feeds.get(key)
+
+    # --- what connections and the service call ----------------------------------------------------
+
+    def adopt(self, view: SessionView) -> Feed:
+        """Takes note of a session as the bus has just answered it: its home, its runs."""
+        feed = self._feeds.get(view.key)
+        if feed is None:
+            feed = self._feeds[view.key] = Feed(
+                view,
+                self._probe.session(view.key.tenant, view.agent),
+                clock=self._clock,
+                now_ms=self._now_ms,
+                on_stale=self._enqueue,
+                on_busy=self._check_soon,
+            )
+            self._arm_check(feed, self._interval(feed) * (0.5 + random.random() / 2))
+        elif view.cursor.epoch != feed.epoch or view.cursor.seq > feed.last_seq:
+            feed.look()
+        elif view.cursor.seq == feed.last_seq:
+            feed.set_runs(run.run_id for run in view.runs)
+        self._homes.adopt(feed, view)
+        if not feed.attachments:
+            self._enqueue(feed)  # a home follows its session without a socket, too
+        return feed
+
+    async def attach(self, view: SessionView, after: Cursor | None, outbox: Outbox) -> Attachment:
+        """Follows a session. The caller queues what comes first, then calls `start`.
+
+        The subscription stands before the log is read, so nothing falls between the two.
+
+        Raises:
+            Refused: nothing is attached then.
+        """
+        feed = self.adopt(view)
+        attachment = Attachment(feed, outbox)
+        feed.attachments.add(attachment)
+        feed.left_at = None
+        try:
+            async with feed.lock:
+                await self._subscribe(feed)
+            page = None
+            if after is not None:
+                page = await self._sessions.read(feed.key, after, PAGE)
+            if after is not None and page is not None and page.status == "ok":
+                attachment.resumed = True
+                attachment.epoch, attachment.seq = after.epoch, after.seq
+                attachment.staged.extend(read_entry(raw) for raw in page.entries)
+                feed.saw(Cursor(page.epoch, page.last_seq))
+            else:
+                if page is not None:
+                    attachment.staged.append(_reset_frame(page.status, view))
+                await self._stage_snapshot(attachment)
+        except BaseException:
+            self.detach(attachment)
+            raise
+        return attachment
+
+    def detach(self, attachment: Attachment) -> None:
+        """The connection follows no more. Doing so twice is harmless."""
+        feed = attachment.feed
+        if attachment in feed.attachments:
+            feed.attachments.remove(attachment)
+            if not feed.attachments:
+                self._homes.deserted(feed)
+                self._enqueue(feed)
+
+    async def catch_up(self, attachment: Attachment) -> None:
+        """Reads the log for an attachment that pulls, until its outbox is full or it is live.
+
+        To be called by its connection whenever the socket has taken everything. Without Redis it
+        gives up for now and wakes the connection later.
+        """
+        try:
+            while attachment.outbox.pulling and attachment.outbox.close_code is None:
+                if attachment.go_live() or attachment.outbox.size_bytes:
+                    return
+                if not await self._pull(attachment):
+                    self._wheel.after(self._times.retry_s, attachment.outbox.wake)
+                    return
+        except Unavailable:
+            self._wheel.after(self._times.retry_s, attachment.outbox.wake)
+        except Refused:
+            attachment.outbox.finish(CloseCode.UNKNOWN_SESSION)
+
+    def ended(self, key: SessionKey) -> None:
+        """The session is over, as somebody has just been told."""
+        feed = self._feeds.get(key)
+        if feed is not None:
+            feed.ended = True
+            feed.look()
+
+    def expect_run(self, key: SessionKey, run_id: str) -> None:
+        """A run was accepted: from now on a silent channel is suspicious."""
+        feed = self._feeds.get(key)
+        if feed is not None:
+            feed.expect(run_id)
+
+    def heard(self, alive: dict[str, bool], interrupted: bool) -> None:
+        """Which nodes live. After an interruption others may have taken our homes: ask again."""
+        dead = self._homes.heard(alive)
+        for feed in self._feeds.values():
+            if (interrupted and feed.home) or (feed.attachments and feed.home_node in dead):
+                feed.verify_home = True
+                self._enqueue(feed)
+
+    # --- running ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Settles feeds until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(WORKERS):
+                tasks.create_task(self._work(), name=f"hub-{number}")
+
+    async def close(self) -> None:
+        """Gives up every home and every subscription; to be called while `run` is running."""
+        feeds = list(self._feeds.values())
+        limit = asyncio.Semaphore(WORKERS)
+
+        async def leave(feed: Feed) -> None:
+            async with limit, feed.lock:
+                try:
+                    await self._homes.leave(feed)
+                    await self._unsubscribe(feed)
+                except Unavailable:
+                    pass  # the home's lease runs out by itself
+                except Exception as error:  # noqa: BLE001 - the others want to leave, too
+                    self._report("a session could not be left in order", error)
+
+        try:
+            async with asyncio.timeout(self._times.leave_timeout_s), asyncio.TaskGroup() as tasks:
+                for feed in feeds:
+                    tasks.create_task(leave(feed))
+        except TimeoutError:
+            pass
+        for feed in feeds:
+            feed.set_home(False)
+
+    def _enqueue(self, feed: Feed) -> None:
+        if not feed.queued:
+            feed.queued = True
+            self._queue.put_nowait(feed)
+
+    async def _work(self) -> None:
+        while True:
+            feed = await self._queue.get()
+            feed.queued = False
+            try:
+                async with feed.lock:
+                    await self._settle(feed)
+            except Unavailable:
+                self._wheel.after(self._times.retry_s, lambda feed=feed: self._enqueue(feed))
+            except Exception as error:  # noqa: BLE001 - one bad session must not stop the rest
+                self._report(f"session {feed.key.session_id} could not be followed", error)
+
+    async def _settle(self, feed: Feed) -> None:
+        """Brings a feed into the state that it should be in. Under its lock."""
+        if self._feeds.get(feed.key) is not feed:
+            return
+        view = await self._homes.settle(feed)
+        if view is not None:
+            self.adopt(view)
+        if feed.wanted:
+            await self._subscribe(feed)
+            if feed.stale or feed.unread:
+                await self._repair(feed)
+        if not feed.wanted:
+            await self._unsubscribe(feed)
+            if not feed.wanted:  # nobody came while we were away
+                self._forget(feed)
+
+    def _forget(self, feed: Feed) -> None:
+        del self._feeds[feed.key]
+        self._past_gaps += feed.gaps
+        if feed.check is not None:
+            feed.check.cancel()
+
+    # --- following --------------------------------------------------------------------------------
+
+    async def _subscribe(self, feed: Feed) -> None:
+        if feed.subscription is None:
+            subscription = self._notices.session_events(feed.key, feed.on_push, feed.look)
+            await subscription.__aenter__()
+            feed.subscription = subscription
+            feed.unread = True  # pushes from before were missed
+
+    async def _unsubscribe(self, feed: Feed) -> None:
+        subscription, feed.subscription = feed.subscription, None
+        if subscription is not None:
+            await subscription.__aexit__(None, None, None)
+
+    async def _repair(self, feed: Feed) -> None:
+        """Reads the log until the feed has everything that was in it when we looked."""
+        while True:
+            feed.stale = False  # what comes while we read asks for another look
+            try:
+                page = await self._sessions.read(feed.key, feed.cursor, PAGE)
+            except BaseException:
+                feed.stale = True
+                raise
+            feed.unread = False
+            if page.status != "ok":
+                self._restart(feed, page)
+                break
+            self.repaired += feed.absorb(page.entries)
+            if feed.last_seq >= page.last_seq or not page.entries:
+                break
+        if feed.ended:
+            self._finish(feed, CloseCode.SESSION_ENDED)
+
+    def _restart(self, feed: Feed, page: LogPage) -> None:
+        if page.status == "gone":
+            code = CloseCode.SESSION_ENDED if feed.ended else CloseCode.UNKNOWN_SESSION
+            self._finish(feed, code)
+        else:
+            feed.restart(Cursor(page.epoch, page.last_seq))
+
+    def _finish(self, feed: Feed, code: CloseCode) -> None:
+        feed.finish(code)
+        feed.set_home(False)
+
+    # --- joining ----------------------------------------------------------------------------------
+
+    async def _pull(self, attachment: Attachment) -> bool:
+        """One page for an attachment. False when there is nothing to do but wait."""
+        feed = attachment.feed
+        page = await self._sessions.read(feed.key, attachment.cursor, PAGE)
+        if page.status == "gone":
+            code = CloseCode.SESSION_ENDED if feed.ended else CloseCode.UNKNOWN_SESSION
+            attachment.outbox.finish(code)
+            return True
+        if page.status != "ok":
+            await self._reset(attachment, page.status)
+            return True
+        feed.saw(Cursor(page.epoch, page.last_seq))
+        for raw in page.entries:
+            if not attachment.fill(read_entry(raw)):
+                break
+        if page.entries:
+            return True
+        # The log has no more for it, yet the feed is elsewhere: bring the feed to the log.
+        async with feed.lock:
+            await self._repair(feed)
+        return attachment.go_live()
+
+    async def _reset(self, attachment: Attachment, status: str) -> None:
+        feed = attachment.feed
+        view = await self._homes.ask(feed)
+        if view is None:
+            attachment.outbox.finish(
+                CloseCode.SESSION_ENDED if feed.ended else CloseCode.UNKNOWN_SESSION
+            )
+            return
+        self.adopt(view)
+        attachment.staged = [_reset_frame(status, view)]
+        await self._stage_snapshot(attachment)
+        attachment.start()
+
+    async def _stage_snapshot(self, attachment: Attachment) -> None:
+        source = await self._sessions.snapshot(attachment.feed.key)
+        if source is None:
+            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
+        attachment.staged.append(await snapshot_frame(source))
+        attachment.epoch, attachment.seq = source.cursor.epoch, source.cursor.seq
+        attachment.feed.saw(source.cursor)
+
+    # --- position checks --------------------------------------------------------------------------
+
+    def _interval(self, feed: Feed) -> float:
+        return self._times.check_running_s if feed.runs else self._times.check_idle_s
+
+    def _check_soon(self, feed: Feed) -> None:
+        self._arm_check(feed, self._times.check_running_s)
+
+    def _arm_check(self, feed: Feed, delay_s: float) -> None:
+        if feed.check is not None:
+            feed.check.cancel()
+        feed.check = self._wheel.after(delay_s, lambda: self._check(feed))
+
+    def _check(self, feed: Feed) -> None:
+        """Catches a lost last event: a gap shows only when another one follows."""
+        if self._feeds.get(feed.key) is not feed:
+            return
+        interval_s = self._interval(feed)
+        now = self._clock()
+        quiet_s = now - feed.active_at
+        if quiet_s < interval_s:
+            self._arm_check(feed, interval_s - quiet_s)
+            return
+        if not feed.home and now - feed.home_asked_at >= self._times.check_idle_s:
+            feed.verify_home = True
+        feed.look()
+        self._arm_check(feed, interval_s)
+
+
+def _reset_frame(status: str, view: SessionView) -> bytes:
+    return encode(Reset(_REASONS.get(status, ErrorCode.INTERNAL), view.runs))

@@ -1,0 +1,191 @@
+"""The verbs of a session, for every edge: open, message, answer, tool result, cancel, close."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from gateway.session.errors import Refused, Unavailable
+from gateway.session.hub import Hub
+from gateway.session.ids import uuid7
+from gateway.session.model import (
+    Accepted,
+    NewAnswer,
+    NewMessage,
+    NewToolResult,
+    Principal,
+    SessionKey,
+    SessionView,
+)
+from gateway.session.ports import Directory, Probe, RunQueue, Sessions
+from protocol.codes import ErrorCode
+from protocol.events import ResumeEntry
+from protocol.frames import Ack, Answer, Cancel, Close, Message, ToolResult
+
+_encode = msgspec.json.Encoder().encode
+_canonical = msgspec.json.Encoder(order="sorted").encode
+
+
+class SessionService:
+    """What a client may ask of a session. An `Ack` means that what was asked will not be lost.
+
+    Raises (every verb): `Refused` with the code for the client, `Unavailable` among them.
+    """
+
+    def __init__(
+        self,
+        *,
+        sessions: Sessions,
+        queue: RunQueue,
+        directory: Directory,
+        hub: Hub,
+        probe: Probe,
+        node: str,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._sessions = sessions
+        self._queue = queue
+        self._directory = directory
+        self._hub = hub
+        self._probe = probe
+        self._node = node
+        self._now_ms = now_ms
+
+    async def create(
+        self,
+        who: Principal,
+        agent: str,
+        metadata: dict[str, Any] | None,
+        *,
+        session_id: str | None = None,
+    ) -> SessionView:
+        """A new session; with a `session_id` given, the one that an earlier call made."""
+        if await self._directory.find(agent) is None:
+            raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
+        key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
+        view = await self._sessions.open(
+            key, who.user, node=self._node, agent=agent, metadata=metadata
+        )
+        self._hub.adopt(view)
+        if view.created:
+            self._probe.session(key.tenant, view.agent).created()
+        elif view.agent != agent:
+            raise Refused(
+                ErrorCode.ID_CONFLICT, "this session was created for another agent", param="agent"
+            )
+        return view
+
+    async def find(self, who: Principal, session_id: str) -> SessionView:
+        """A session of this user."""
+        key = SessionKey(who.tenant, session_id)
+        view = await self._sessions.open(key, who.user, node=self._node)
+        self._hub.adopt(view)
+        return view
+
+    async def message(self, view: SessionView, frame: Message) -> Ack:
+        """A user message: makes one run."""
+        feed = self._hub.find(view.key)
+        new = NewMessage(
+            key=view.key,
+            user=view.user,
+            frame_id=frame.id,
+            run_id=uuid7(self._now_ms()),
+            body_digest=digest(frame),
+            message=_encode({"id": frame.id, "role": "user", "content": frame.content}),
+            run_fields=run_fields(frame),
+            when_busy=frame.when_busy,
+            traceparent=frame.traceparent or "",
+            seen=None if feed is None else feed.cursor,
+        )
+        return await self._accept(view, new)
+
+    async def answer(self, view: SessionView, frame: Answer) -> Ack:
+        """The answers to the interrupts on which the last run ended."""
+        new = NewAnswer(
+            key=view.key,
+            user=view.user,
+            frame_id=frame.id,
+            run_id=uuid7(self._now_ms()),
+            body_digest=digest(frame),
+            interrupt_ids=[entry.interrupt_id for entry in frame.entries],
+            entries=_encode(
+                [ResumeEntry(e.interrupt_id, e.status, e.payload) for e in frame.entries]
+            ),
+            traceparent=frame.traceparent or "",
+        )
+        return await self._accept(view, new)
+
+    async def tool_result(self, view: SessionView, frame: ToolResult) -> Ack:
+        """The result of a tool that the client ran."""
+        message: dict[str, Any] = {
+            "id": frame.id,
+            "role": "tool",
+            "toolCallId": frame.tool_call_id,
+            "content": frame.content,
+        }
+        if frame.error is not None:
+            message["error"] = frame.error
+        new = NewToolResult(
+            key=view.key,
+            user=view.user,
+            frame_id=frame.id,
+            run_id=uuid7(self._now_ms()),
+            body_digest=digest(frame),
+            tool_call_id=frame.tool_call_id,
+            message=_encode(message),
+            traceparent=frame.traceparent or "",
+        )
+        return await self._accept(view, new)
+
+    async def cancel(self, view: SessionView, frame: Cancel) -> Ack:
+        """Cancels a run, by default the open one."""
+        accepted = await self._sessions.cancel(view.key, view.user, frame.run_id)
+        return await self._acknowledge(frame.id, accepted)
+
+    async def close(self, view: SessionView, frame: Close) -> Ack:
+        """Ends the session."""
+        closed = await self._sessions.close(view.key, view.user)
+        if closed.completed:
+            seconds = max(0, closed.ended_ms - closed.created_ms) / 1000
+            self._probe.session(view.key.tenant, closed.agent).completed("completed", seconds)
+        return Ack(frame.id, "accepted")
+
+    async def _accept(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
+        try:
+            accepted = await self._sessions.accept(new)
+        except Refused as refused:
+            if refused.code == ErrorCode.SESSION_ENDED:
+                self._hub.ended(view.key)  # followers may have missed it
+            raise
+        if accepted.run_id and accepted.status != "duplicate":
+            self._hub.expect_run(view.key, accepted.run_id)
+        return await self._acknowledge(new.frame_id, accepted)
+
+    async def _acknowledge(self, frame_id: str, accepted: Accepted) -> Ack:
+        if accepted.dispatch is not None:
+            # It is accepted: if this fails, the run's dispatch deadline makes a sweep do it.
+            with suppress(Unavailable):
+                await self._queue.dispatch(accepted.dispatch, accepted.agent)
+        return Ack(frame_id, accepted.status, accepted.run_id or None)
+
+
+def digest(frame: Message | Answer | ToolResult) -> str:
+    """What the frame asks for, as a digest: equal for equal content, however it was spelled."""
+    body = _canonical(msgspec.structs.replace(frame, id="", traceparent=None))
+    return hashlib.sha256(body).hexdigest()[:32]
+
+
+def run_fields(frame: Message) -> bytes:
+    """Further members of the run's `RunAgentInput`, as JSON without the braces."""
+    fields: dict[str, Any] = {}
+    if frame.tools is not None:
+        fields["tools"] = frame.tools
+    if frame.context is not None:
+        fields["context"] = frame.context
+    if frame.state is not msgspec.UNSET:
+        fields["state"] = frame.state
+    if frame.metadata is not None:
+        fields["forwardedProps"] = frame.metadata
+    return _encode(fields)[1:-1]

@@ -1,0 +1,10 @@
+"""Telemetry: metrics and logs. The domain says one verb per fact; what that moves stands here.
+
+==========  =======================================================================================
+catalogue   every metric: name, labels, meaning, buckets; nothing else names a metric
+handles     series bound once to their labels, which move aioprometheus' own store directly
+exposition  the Prometheus text format, with every label value escaped
+metrics     `Telemetry`, the domain's probe
+logs        loguru's lines and the standard library's, as JSON with ten keys, in one bounded stream
+==========  =======================================================================================
+"""

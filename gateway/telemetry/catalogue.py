@@ -1,0 +1,109 @@
+"""Every metric that the gateway shows: name, labels, meaning, buckets. Nothing else names one.
+
+A metric never gets a new label once it is published: a new fact gets a new metric.
+"""
+
+from dataclasses import dataclass
+
+PREFIX = "nooble_orchestrator_"
+
+STATUSES = ("completed", "expired", "failed")
+"""How a session can end: the values of `status`."""
+
+ROLES = ("user", "assistant", "tool", "system")
+"""Who can speak: the values of `role`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. `name` goes without the prefix, `labels` in the order in which they are bound."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name as it is exposed."""
+        return PREFIX + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Counter(Metric):
+    """Only grows. Its series are never removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge(Metric):
+    """Goes up and down. A tenant's series that stays at zero is removed, see `handles`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram(Metric):
+    """Counts observations by upper bound, bounds included; `+Inf` is understood."""
+
+    buckets: tuple[float, ...] = ()
+
+
+WEBSOCKET_CONNECTIONS_ACTIVE = Gauge(
+    "websocket_connections_active",
+    "WebSocket connections that are open and have a principal, on this node.",
+    ("tenant_id",),
+)
+SESSIONS_ACTIVE = Gauge(
+    "sessions_active",
+    "Sessions that have their home on this node; the sum over all nodes counts each once.",
+    ("tenant_id",),
+)
+SESSIONS_CREATED_TOTAL = Counter(
+    "sessions_created_total",
+    "New sessions; a resumed one is not new.",
+    ("tenant_id", "agent_id"),
+)
+SESSIONS_COMPLETED_TOTAL = Counter(
+    "sessions_completed_total",
+    "Sessions that ended: completed (closed by client or API), expired or failed.",
+    ("tenant_id", "agent_id", "status"),
+)
+SESSION_DURATION_SECONDS = Histogram(
+    "session_duration_seconds",
+    "Time from the creation of a session to its end.",
+    ("tenant_id", "agent_id"),
+    buckets=(1, 5, 15, 60, 300, 900, 1800, 3600, 14400, 86400),
+)
+MESSAGES_PROCESSED_TOTAL = Counter(
+    "messages_processed_total",
+    "Messages accepted from users and tools, and messages with which runs ended.",
+    ("tenant_id", "role"),
+)
+MESSAGE_PROCESSING_SECONDS = Histogram(
+    "message_processing_seconds",
+    "The gateway's own time for a message: frame read to acknowledgement written; for the "
+    "assistant, last event of the run in Redis to handed to the socket.",
+    ("tenant_id", "role"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10),
+)
+TOKENS_TOTAL = Counter(
+    "tokens_total",
+    "Tokens that agents reported, input and output; absent where none were reported.",
+    ("tenant_id", "agent_id", "type"),
+)
+METRIC_LABEL_OVERFLOW_TOTAL = Counter(
+    "metric_label_overflow_total",
+    "Connections and sessions counted under the label value other, as the bound of distinct "
+    "values was reached.",
+)
+BUILD_INFO = Gauge("build_info", "1, with the version that runs.", ("version",))
+
+CATALOGUE: tuple[Metric, ...] = (
+    WEBSOCKET_CONNECTIONS_ACTIVE,
+    SESSIONS_ACTIVE,
+    SESSIONS_CREATED_TOTAL,
+    SESSIONS_COMPLETED_TOTAL,
+    SESSION_DURATION_SECONDS,
+    MESSAGES_PROCESSED_TOTAL,
+    MESSAGE_PROCESSING_SECONDS,
+    TOKENS_TOTAL,
+    METRIC_LABEL_OVERFLOW_TOTAL,
+    BUILD_INFO,
+)

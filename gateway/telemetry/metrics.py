@@ -1,0 +1,167 @@
+"""`Telemetry`: the domain's probe. Each verb moves its series inline, through bound handles.
+
+Label values: at most 200 tenants and 100 agents (by default) that this node has ever seen; those
+that come later share the value `other`. A tenant that is named `other` shares it as well.
+
+Series start at zero as soon as their tenant, or tenant and agent, is known: except `tokens_total`,
+which is absent until tokens are reported, since usage that nobody reported is not zero usage.
+"""
+
+from typing import Literal
+
+from aioprometheus.collectors import Registry
+
+from gateway.session.model import Role
+from gateway.session.ports import SessionProbe
+from gateway.telemetry import catalogue
+from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
+from gateway.telemetry.handles import BoundCounter, Series
+
+OTHER = "other"
+
+
+class Telemetry:
+    """Implements `gateway.session.ports.Probe`.
+
+    Attributes:
+        registry: aioprometheus' registry that holds the metrics; nothing is global.
+    """
+
+    def __init__(self, *, version: str, max_tenants: int = 200, max_agents: int = 100) -> None:
+        self._series = Series(catalogue.CATALOGUE)
+        self.registry: Registry = self._series.registry
+        overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        self._tenants = _LabelValues(max_tenants, overflow)
+        self._agents = _LabelValues(max_agents, overflow)
+        self._by_tenant: dict[str, _TenantMetrics] = {}
+        self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
+        self._series.gauge(catalogue.BUILD_INFO, version).set(1)
+
+    def connection_opened(self, tenant: str) -> None:
+        """A WebSocket has a principal and is open."""
+        self._of_tenant(self._tenants.admit(tenant)).connections.add(1)
+
+    def connection_closed(self, tenant: str) -> None:
+        """It is gone."""
+        self._of_tenant(self._tenants.find(tenant)).connections.add(-1)
+
+    def session(self, tenant: str, agent: str) -> SessionProbe:
+        """Handles bound to one tenant and agent; sessions of the same two share them."""
+        labels = self._tenants.admit(tenant), self._agents.admit(agent)
+        found = self._by_session.get(labels)
+        if found is None:
+            found = _SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
+            self._by_session[labels] = found
+        return found
+
+    def render(self) -> tuple[bytes, str]:
+        """All metrics as text, and its content type."""
+        self._series.remove_idle()
+        return TextFormatter().marshall(self.registry), CONTENT_TYPE
+
+    def _of_tenant(self, label: str) -> "_TenantMetrics":
+        found = self._by_tenant.get(label)
+        if found is None:
+            found = self._by_tenant[label] = _TenantMetrics(self._series, label)
+        return found
+
+
+class _LabelValues:
+    """The values that a label has on this node. What it admitted once, it keeps."""
+
+    def __init__(self, limit: int, overflow: BoundCounter) -> None:
+        self._limit = limit
+        self._overflow = overflow
+        self._known: set[str] = set()
+
+    def admit(self, value: str) -> str:
+        """The label value for `value`, which is new or known."""
+        if value in self._known or value == OTHER:
+            return value
+        if len(self._known) < self._limit:
+            self._known.add(value)
+            return value
+        self._overflow.inc()
+        return OTHER
+
+    def find(self, value: str) -> str:
+        """The label value for a `value` that was admitted before."""
+        return value if value in self._known else OTHER
+
+
+class _TenantMetrics:
+    """The series of one tenant."""
+
+    __slots__ = ("connections", "processed", "processing", "sessions")
+
+    def __init__(self, series: Series, tenant: str) -> None:
+        self.connections = series.gauge(catalogue.WEBSOCKET_CONNECTIONS_ACTIVE, tenant)
+        self.sessions = series.gauge(catalogue.SESSIONS_ACTIVE, tenant)
+        self.processed = {
+            role: series.counter(catalogue.MESSAGES_PROCESSED_TOTAL, tenant, role)
+            for role in catalogue.ROLES
+        }
+        self.processing = {
+            role: series.histogram(catalogue.MESSAGE_PROCESSING_SECONDS, tenant, role)
+            for role in catalogue.ROLES
+        }
+
+
+class _SessionMetrics:
+    """Implements `SessionProbe` for all sessions of one tenant with one agent."""
+
+    __slots__ = ("_completed", "_created", "_duration", "_input", "_of_tenant", "_output")
+
+    def __init__(self, series: Series, of_tenant: _TenantMetrics, tenant: str, agent: str) -> None:
+        self._of_tenant = of_tenant
+        self._created = series.counter(catalogue.SESSIONS_CREATED_TOTAL, tenant, agent)
+        self._completed = {
+            status: series.counter(catalogue.SESSIONS_COMPLETED_TOTAL, tenant, agent, status)
+            for status in catalogue.STATUSES
+        }
+        self._duration = series.histogram(catalogue.SESSION_DURATION_SECONDS, tenant, agent)
+        self._output, self._input = (
+            series.counter(catalogue.TOKENS_TOTAL, tenant, agent, kind, from_zero=False)
+            for kind in ("output", "input")
+        )
+
+    def created(self) -> None:
+        """A new session."""
+        self._created.inc()
+
+    def completed(
+        self, status: Literal["completed", "expired", "failed"], duration_s: float
+    ) -> None:
+        """It ended."""
+        self._completed[status].inc()
+        self._duration.observe(duration_s)
+
+    def home_taken(self) -> None:
+        """This node counts it from now on."""
+        self._of_tenant.sessions.add(1)
+
+    def home_left(self) -> None:
+        """This node counts it no more."""
+        self._of_tenant.sessions.add(-1)
+
+    def message_accepted(self, role: Role, seconds: float) -> None:
+        """A message was read, accepted and acknowledged in so many seconds."""
+        self._of_tenant.processed[role].inc()
+        self._of_tenant.processing[role].observe(seconds)
+
+    def tokens(self, output: int, into: int) -> None:
+        """A frame with reported tokens passed."""
+        if output > 0:
+            self._output.inc(output)
+        if into > 0:
+            self._input.inc(into)
+
+    def run_ended(self, role: str, delivery_s: float) -> None:
+        """A terminal event passed; `role` is `assistant` when the run left a message.
+
+        The delivery is timed for every run. It ends on another clock than it began on: what would
+        be negative counts as zero.
+        """
+        if role == "assistant":
+            self._of_tenant.processed["assistant"].inc()
+        self._of_tenant.processing["assistant"].observe(max(0.0, delivery_s))

@@ -1,0 +1,197 @@
+// @ts-check
+/**
+ * What the chat page shows, as plain values: fed by the session's events, read by the view. Pure.
+ *
+ * @typedef {import("./core.js").Frame} Frame
+ * @typedef {import("./transcript.js").AgUiEvent} AgUiEvent
+ * @typedef {import("./transcript.js").Message} Message
+ *
+ * @typedef {{id: string, text: string, whenBusy?: "interrupt", state: "sending"|"taken"|"failed",
+ *   runId?: string, problem?: string, repeatable?: boolean}} Waiting
+ *   A user message that no run has begun to answer. `repeatable`: the same id may be sent again.
+ * @typedef {{key: string, message: Message} | {key: string, note: Note}} Item
+ * @typedef {{kind: "error"|"stopped"|"usage"|"answer", text: string}} Note
+ */
+
+import { Transcript } from "./transcript.js";
+
+export class Conversation {
+  /** @param {Waiting[]} waiting messages of an earlier life of this page */
+  constructor(waiting = []) {
+    this.transcript = new Transcript();
+    /** @type {Item[]} messages, and notes where they happened */
+    this.items = [];
+    this.waiting = waiting;
+    /** @type {Map<string, "pending"|"queued"|"running"|"cancelling">} runs that are not over */
+    this.runs = new Map();
+    /** @type {Record<string, any>[]} AG-UI interrupts that await an answer */
+    this.questions = [];
+    /** @type {string[]} tool calls that await a result of this page */
+    this.pendingTools = [];
+    /** @type {Set<string>} */
+    this._ended = new Set(); // an ack may arrive after its run's last event
+    this._known = 0; // messages of the transcript that are in `items`
+    this._notes = 0;
+  }
+
+  /** The run that a Stop would cancel. @returns {string | undefined} */
+  get openRun() {
+    for (const [id, status] of this.runs) if (status === "running") return id;
+    return this.runs.keys().next().value;
+  }
+
+  /** Attached: what the server says is going on. @param {Frame} frame */
+  opened(frame) {
+    this._survivors(frame.runs);
+    this.questions = frame.interrupts ?? [];
+    this.pendingTools = frame.pending_tool_calls ?? [];
+  }
+
+  /** The server's log is void; a `replace` follows. @param {Frame} frame */
+  reset(frame) {
+    this._survivors(frame.runs);
+    this._closeInput();
+  }
+
+  /** All becomes what these events say. @param {AgUiEvent[]} events */
+  replace(events) {
+    this.transcript.reset([]);
+    this._rebuild();
+    for (const event of events) this.event(event.runId ?? "", event);
+    for (const message of this.waiting) {
+      if (message.state === "taken" && !this.runs.has(message.runId ?? "")) {
+        this._fail(message, "This message got no answer.", false);
+      }
+    }
+  }
+
+  /** One event of a run. @param {string} runId @param {AgUiEvent} event */
+  event(runId, event) {
+    this.transcript.apply(event);
+    switch (event.type) {
+      case "MESSAGES_SNAPSHOT":
+        this._rebuild();
+        break;
+      case "RUN_STARTED":
+        this.runs.set(runId, "running");
+        this._closeInput();
+        break;
+      case "RUN_FINISHED":
+        this._finished(runId, event);
+        break;
+      case "RUN_ERROR":
+        this._failed(runId, event);
+        break;
+      case "CUSTOM":
+        // What was asked was dropped (another tab, the API) or has expired.
+        if (event.name === "nooble.input_closed") this._closeInput();
+        break;
+    }
+    this._collect();
+  }
+
+  /** A message of this page, shown before the server has it. @param {Waiting} message */
+  add(message) {
+    this.waiting = [...this.waiting.filter(({ id }) => id !== message.id), message];
+  }
+
+  /** The server has it. @param {string} id @param {import("./nooble.js").Ack} ack */
+  taken(id, ack) {
+    const runId = ack.run_id ?? "";
+    const over = this._ended.has(runId) || (ack.status === "duplicate" && !this.runs.has(runId));
+    if (runId && !over && !this.runs.has(runId)) this.runs.set(runId, "queued");
+    const message = this.waiting.find((waiting) => waiting.id === id);
+    if (!message) return;
+    message.state = "taken";
+    message.runId = runId;
+    if (over) this._fail(message, "This message got no answer.", false);
+  }
+
+  /** The server refused it. @param {string} id @param {string} problem @param {boolean} repeatable */
+  refused(id, problem, repeatable) {
+    const message = this.waiting.find((waiting) => waiting.id === id);
+    if (message) this._fail(message, problem, repeatable);
+  }
+
+  /** @param {Note["kind"]} kind @param {string} text */
+  note(kind, text) {
+    this._notes += 1;
+    this.items.push({ key: `note-${this._notes}`, note: { kind, text } });
+  }
+
+  /** @param {string} runId @param {AgUiEvent} event */
+  _finished(runId, event) {
+    this._over(runId);
+    this._collect();
+    const outcome = event.outcome ?? {};
+    if (outcome.type === "interrupt") this.questions = outcome.interrupts ?? [];
+    if (outcome.type === "cancelled") this.note("stopped", "Stopped");
+    if (outcome.pendingToolCallIds) this.pendingTools = outcome.pendingToolCallIds;
+    this._usage(event);
+  }
+
+  /** @param {string} runId @param {AgUiEvent} event */
+  _failed(runId, event) {
+    this._over(runId);
+    const unanswered = this.waiting.find((message) => message.runId && message.runId === runId);
+    const text = event.message || event.code || "unknown error";
+    if (unanswered) return this._fail(unanswered, text, false);
+    if (event.code === "cancelled") this.note("stopped", "Stopped");
+    else this.note("error", `The answer failed: ${text}`);
+    this._usage(event);
+  }
+
+  /** @param {AgUiEvent} event */
+  _usage({ usage }) {
+    const sum = (/** @type {string} */ field) => {
+      const known = (usage ?? []).filter((/** @type {any} */ entry) => entry[field] != null);
+      return known.length && known.reduce((/** @type {number} */ n, /** @type {any} */ entry) => n + entry[field], 0);
+    };
+    const into = sum("inputTokens");
+    const out = sum("outputTokens");
+    const parts = [into && `${count(into)} in`, out && `${count(out)} out`].filter(Boolean);
+    if (parts.length) this.note("usage", `Tokens: ${parts.join(", ")}`);
+  }
+
+  _closeInput() {
+    this.questions = [];
+    this.pendingTools = [];
+  }
+
+  /** @param {string} runId */
+  _over(runId) {
+    this.runs.delete(runId);
+    this._ended.add(runId);
+  }
+
+  /** @param {{run_id: string, status: any}[]} [runs] */
+  _survivors(runs = []) {
+    this.runs = new Map(runs.map(({ run_id, status }) => [run_id, status]));
+  }
+
+  /** @param {Waiting} message @param {string} problem @param {boolean} repeatable */
+  _fail(message, problem, repeatable) {
+    Object.assign(message, { state: "failed", problem, repeatable });
+  }
+
+  _rebuild() {
+    this.items = [];
+    this._known = 0;
+    this._collect();
+  }
+
+  /** New messages of the transcript take their place; those that waited do so no more. */
+  _collect() {
+    const { messages, byId } = this.transcript;
+    for (; this._known < messages.length; this._known += 1) {
+      const message = messages[this._known];
+      this.items.push({ key: `message-${message.id}`, message });
+      if (this.waiting.length) this.waiting = this.waiting.filter(({ id }) => !byId.has(id));
+    }
+  }
+}
+
+/** @param {number} n */
+function count(n) {
+  return n.toLocaleString("en");
+}

@@ -1,0 +1,410 @@
+"""The worker on the real engine: claims, slots, cancels, fences, stops, and what dies around it."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from loguru import logger
+from support.talk import Talk
+
+from gateway.agents import Agent, Run
+from gateway.agents.worker import Worker
+from gateway.bus.bus import Bus
+from gateway.session.errors import Unavailable
+from gateway.session.model import AgentStatus, RunRef
+from protocol.frames import Cursor
+
+Function = Callable[[Run], Awaitable[None]]
+
+
+class Faulty:
+    """A part of the bus, some of whose methods answer `Unavailable` or wait when a test says so."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+        self.down: set[str] = set()
+        self._tried: Counter[str] = Counter()
+        self._called = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._part, name)
+
+        async def call(*arguments: Any) -> Any:
+            self._tried[name] += 1
+            self._called.set()
+            if name in self.down:
+                raise Unavailable
+            return await method(*arguments)
+
+        return call
+
+    async def tries(self, name: str, count: int) -> None:
+        """Waits until the method was called so many times more."""
+        count += self._tried[name]
+        while self._tried[name] < count:
+            self._called.clear()
+            await self._called.wait()
+
+
+class LateControl:
+    """Notices whose control channel is subscribed to only when the test says so."""
+
+    def __init__(self, notices: Any) -> None:
+        self._notices = notices
+        self.agent_ring = notices.agent_ring
+        self.gate = asyncio.Event()
+
+    @asynccontextmanager
+    async def session_control(self, *arguments: Any) -> AsyncIterator[None]:
+        await self.gate.wait()
+        async with self._notices.session_control(*arguments):
+            yield
+
+
+def worker_of(talk: Talk, function: Function, **options: Any) -> Worker:
+    agent = Agent(talk.agent, description="for tests")
+    agent.run(function)
+    bus = talk.bus
+    parts = {"queue": bus.runs, "directory": bus.directory, "notices": bus.notices}
+    return Worker(agent, **{**parts, "worker_id": f"w-{uuid4().hex[:6]}", **options})
+
+
+@asynccontextmanager
+async def working(talk: Talk, function: Function, **options: Any) -> AsyncIterator[Worker]:
+    worker = worker_of(talk, function, **options)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(worker.run())
+        yield worker
+        worker.stop()
+
+
+async def send(talk: Talk, text: str = "hi") -> RunRef:
+    accepted = await talk.message(text)
+    if accepted.dispatch is not None:
+        await talk.bus.runs.dispatch(accepted.dispatch, accepted.agent)
+    return talk.ref(accepted.run_id)
+
+
+async def log_of(talk: Talk, pattern: str) -> str:
+    """Waits until the log's kinds end like this; all of them as a string."""
+    changed = asyncio.Event()
+
+    def on_push(_data: bytes) -> None:
+        changed.set()
+
+    async with talk.bus.notices.session_events(talk.key, on_push, changed.set):
+        while True:
+            changed.clear()
+            kinds = await talk.kinds()
+            if kinds.endswith(pattern):
+                return kinds
+            await changed.wait()
+
+
+async def messages_of(talk: Talk) -> list[dict[str, Any]]:
+    source = await talk.bus.sessions.snapshot(talk.key)
+    assert source is not None
+    return [json.loads(message) for message in source.messages]
+
+
+@pytest.fixture
+async def talk(bus: Bus) -> Talk:
+    talk = Talk(bus)
+    await talk.open()
+    return talk
+
+
+async def echo(run: Run) -> None:
+    async with run.message() as message:
+        for word in run.text.split():
+            await message.write(word + " ", tokens=1)
+
+
+async def until_cancelled() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_message_is_answered_and_the_next_one_follows(talk: Talk) -> None:
+    async with working(talk, echo):
+        await send(talk, "one two")
+        await send(talk, "three")
+        assert await log_of(talk, "FSEEEF") == "SEEEFSEEEF"
+    contents = [message["content"] for message in await messages_of(talk)]
+    assert contents == ["one two", "one two ", "three", "three "]
+    assert await talk.state() == "idle"
+
+
+async def test_slots_bound_how_many_run_at_once(talk: Talk) -> None:
+    talks = [Talk(talk.bus, agent=talk.agent) for _ in range(5)]
+    running = most = 0
+
+    async def count(run: Run) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await run.say("x")
+        await asyncio.sleep(0.01)
+        running -= 1
+
+    for each in talks:
+        await each.open()
+        await send(each)
+    async with working(talk, count, slots=2):
+        for each in talks:
+            await log_of(each, "F")
+    assert most == 2
+
+
+async def test_a_cancel_is_heard_at_once(talk: Talk) -> None:
+    async def stay(run: Run) -> None:
+        async with run.message() as message:
+            await message.write("until you stop me")
+            await until_cancelled()
+
+    async with working(talk, stay):
+        await send(talk)
+        await log_of(talk, "EE")
+        async with asyncio.timeout(5):  # the next renewal would be after 10 s
+            await talk.cancel()
+            assert await log_of(talk, "C") == "SEEEC"
+    assert (await messages_of(talk))[-1]["content"] == "until you stop me"
+
+
+async def test_a_cancel_ahead_of_the_control_channel_is_heard(talk: Talk) -> None:
+    """The race between claim and subscription: without a look afterwards nobody hears it."""
+    notices = LateControl(talk.bus.notices)
+
+    async def stay(run: Run) -> None:
+        await run.say("here")
+        await until_cancelled()
+
+    async with working(talk, stay, notices=notices):
+        await send(talk)
+        await log_of(talk, "E")
+        await talk.cancel()
+        async with asyncio.timeout(5):
+            notices.gate.set()
+            await log_of(talk, "C")
+
+
+async def test_a_run_dispatched_twice_is_run_once(talk: Talk) -> None:
+    """`claim` answers the same worker with the same attempt again: two would share it."""
+    calls = 0
+    called, proceed = asyncio.Event(), asyncio.Event()
+
+    async def slow(run: Run) -> None:
+        nonlocal calls
+        calls += 1
+        called.set()
+        await proceed.wait()
+        await run.say("once")
+
+    runs = Faulty(talk.bus.runs)
+    async with working(talk, slow, queue=runs, poll_s=0.01):
+        ref = await send(talk)
+        await called.wait()
+        await talk.bus.runs.dispatch(ref, talk.agent)
+        await runs.tries("take", 3)
+        proceed.set()
+        assert await log_of(talk, "F") == "SEEEF"
+    assert calls == 1
+
+
+async def test_leases_are_renewed_while_the_agent_thinks(quick_bus: Bus) -> None:
+    talk = Talk(quick_bus)
+    await talk.open()
+    lease_s = quick_bus.limits.lease_s
+
+    async def think(run: Run) -> None:
+        await asyncio.sleep(lease_s * 2)
+        await run.say("thought")
+
+    async with working(talk, think, lease_s=lease_s):
+        ref = await send(talk)
+        assert await log_of(talk, "F") == "SEEEF"
+    due = [item for item in await quick_bus.deadlines.due(1000) if item.ref == ref]
+    assert due == []
+
+
+async def test_who_lost_the_lease_is_silent(quick_bus: Bus) -> None:
+    """Guarantee 3: the agent of a stale attempt is stopped, and nothing of it is in the log."""
+    talk = Talk(quick_bus)
+    await talk.open()
+    thinking, proceed, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stale(run: Run) -> None:
+        thinking.set()
+        await proceed.wait()
+        try:
+            await run.say("I am late")
+            await until_cancelled()
+        finally:
+            stopped.set()
+
+    async with working(talk, stale, lease_s=3600):
+        ref = await send(talk)
+        await thinking.wait()
+        await talk.advance("lease")
+        other = await quick_bus.runs.claim(ref, "another")
+        assert other is not None
+        assert other.attempt == 2
+        proceed.set()
+        await stopped.wait()
+    assert await talk.kinds() == "S"
+    await talk.append(other, 0, "CUSTOM")
+
+
+async def test_leases_that_cannot_be_renewed_stop_the_agents(talk: Talk) -> None:
+    stopped = asyncio.Event()
+
+    async def stay(run: Run) -> None:
+        try:
+            await until_cancelled()
+        finally:
+            stopped.set()
+
+    runs = Faulty(talk.bus.runs)
+    async with working(talk, stay, queue=runs, lease_s=0.2):
+        await send(talk)
+        await log_of(talk, "S")
+        runs.down.add("renew")
+        await stopped.wait()
+        runs.down.clear()
+    assert await talk.kinds() == "S"
+
+
+async def test_redis_away_and_back_is_one_line_each(talk: Talk) -> None:
+    lines: list[str] = []
+    handler = logger.add(lambda line: lines.append(str(line)), format="{extra[what]}: {message}",
+                         filter=lambda record: "what" in record["extra"])  # fmt: skip
+    runs, directory = Faulty(talk.bus.runs), Faulty(talk.bus.directory)
+    try:
+        async with working(talk, echo, queue=runs, directory=directory, poll_s=0.01):
+            await send(talk, "before")
+            await log_of(talk, "F")
+            runs.down.add("take")
+            directory.down.add("announce")
+            await send(talk, "meanwhile")
+            await runs.tries("take", 3)
+            runs.down.clear()
+            directory.down.clear()
+            await log_of(talk, "FSEEEF")
+    finally:
+        logger.remove(handler)
+    assert lines == ["Redis: no answer; trying again\n", "Redis: answers again\n"]
+
+
+async def test_an_outage_in_the_middle_of_an_answer_loses_and_doubles_nothing(talk: Talk) -> None:
+    runs = Faulty(talk.bus.runs)
+
+    async def talkative(run: Run) -> None:
+        async with run.message() as message:
+            for i in range(40):
+                if i == 10:
+                    runs.down.update({"append", "renew", "take"})
+                if i == 30:
+                    runs.down.clear()
+                await message.write(f"{i} ")
+                await asyncio.sleep(0.005)
+
+    async with working(talk, talkative, queue=runs, window_s=0.01):
+        await send(talk)
+        await log_of(talk, "F")
+    assert (await messages_of(talk))[-1]["content"] == "".join(f"{i} " for i in range(40))
+
+
+async def test_stop_hands_back_what_has_not_begun(talk: Talk) -> None:
+    """Guarantee 3: the agent's code may start twice, never answer twice."""
+    thinking = asyncio.Event()
+
+    async def think(run: Run) -> None:
+        thinking.set()
+        await until_cancelled()
+
+    async with working(talk, think):
+        await send(talk)
+        await thinking.wait()
+    assert await talk.kinds() == "S"
+    async with working(talk, echo):
+        assert await log_of(talk, "F") == "SEEEF"
+
+
+async def test_stop_lets_the_begun_finish_and_takes_nothing_new(talk: Talk) -> None:
+    proceed = asyncio.Event()
+
+    async def answer(run: Run) -> None:
+        async with run.message() as message:
+            await message.write("first ")
+            await proceed.wait()
+            await message.write("last")
+
+    other = Talk(talk.bus, agent=talk.agent)
+    await other.open()
+    directory = Faulty(talk.bus.directory)
+    async with working(talk, answer, directory=directory, poll_s=0.01) as worker:
+        await send(talk)
+        await log_of(talk, "EE")
+        worker.stop()
+        await directory.tries("retire", 1)
+        await send(other)
+        proceed.set()
+    assert (await messages_of(talk))[-1]["content"] == "first last"
+    assert await other.kinds() == ""
+
+
+async def test_what_is_not_done_after_the_grace_ends_worker_lost(talk: Talk) -> None:
+    async def stay(run: Run) -> None:
+        async with run.message() as message:
+            await message.write("so far")
+            await until_cancelled()
+
+    async with working(talk, stay) as worker:
+        await send(talk)
+        await log_of(talk, "EE")
+        worker.stop(grace_s=3600)
+        worker.stop(grace_s=0.05)
+        assert await log_of(talk, "X") == "SEEEX"
+    page = await talk.bus.sessions.read(talk.key, Cursor(talk.epoch, 0), 100)
+    assert b'"code":"worker_lost"' in page.entries[-1]
+    last = (await messages_of(talk))[-1]
+    assert (last["content"], last["metadata"]) == ("so far", {"incomplete": True})
+
+
+async def test_the_directory_knows_the_worker_while_it_serves(talk: Talk) -> None:
+    directory = Faulty(talk.bus.directory)
+    async with working(talk, echo, directory=directory, slots=3, presence_s=0.01) as worker:
+        await directory.tries("announce", 2)  # the first one is there when the second is made
+        info = worker._agent.info
+        assert await talk.bus.directory.status(info) == AgentStatus(info, 1, 3, 0, 0)
+        found = await talk.bus.directory.find(talk.agent)
+        assert found is not None
+        assert found.description == "for tests"
+    assert (await talk.bus.directory.status(info)).workers == 0
+
+
+async def test_one_run_that_cannot_be_read_does_not_end_the_others(talk: Talk) -> None:
+    class Corrupting(Faulty):
+        def __getattr__(self, name: str) -> Any:
+            call = super().__getattr__(name)
+            if name != "claim":
+                return call
+
+            async def claim(ref: RunRef, worker_id: str) -> Any:
+                got = await call(ref, worker_id)
+                return replace(got, run_input=b"{") if ref.session == broken.key else got
+
+            return claim
+
+    broken = Talk(talk.bus, agent=talk.agent)
+    await broken.open()
+    async with working(talk, echo, queue=Corrupting(talk.bus.runs), slots=1):
+        await send(broken)
+        await log_of(broken, "S")
+        await send(talk)
+        await log_of(talk, "F")

@@ -1,0 +1,340 @@
+"""The chat page against a scripted peer, for what a healthy gateway hardly ever does.
+
+The page is the real one in a real Chromium; the test is the server: it serves the files and speaks
+the protocol frame by frame.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Route, WebSocketRoute, expect
+from support.browser import ChatPage, chat_page, open_browser
+
+import gateway
+
+WEB = Path(gateway.__file__).parent / "web"
+ORIGIN = "http://chat.test"
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+Frame = dict[str, Any]
+
+
+class Peer:
+    """A scripted server. Keeps the connections that the page makes, and what it sent over each."""
+
+    def __init__(self, chat: ChatPage, *, refuse: Callable[[WebSocketRoute], None] | None = None):
+        self.chat = chat
+        self.sockets: list[WebSocketRoute] = []
+        self.received: list[list[Frame]] = []
+        self.refuse = refuse
+        self.interrupts: list[Frame] = []
+        self.seq = 0
+        chat.page.route(f"{ORIGIN}/**", self._serve)
+        chat.page.route_web_socket("ws://chat.test/ws", self._accept)
+
+    def start(self) -> None:
+        self.chat.page.goto(f"{ORIGIN}/")
+
+    def send(self, **frame: Any) -> None:
+        self.sockets[-1].send(json.dumps(frame))
+
+    def event(self, event: Frame, *, skip: int = 0, run_id: str = "r1") -> None:
+        self.seq += 1 + skip
+        self.send(type="event", seq=self.seq, ts=0, run_id=run_id, event=event)
+
+    def say(self, message_id: str, text: str) -> None:
+        self.event({"type": "TEXT_MESSAGE_CONTENT", "messageId": message_id, "delta": text})
+
+    def wait_for(self, kind: str, *, connection: int = 0) -> Frame:
+        """The first frame of that type that the page sends over that connection."""
+        for _ in range(1000):
+            if len(self.received) > connection:
+                for frame in self.received[connection]:
+                    if frame["type"] == kind:
+                        return frame
+            self.chat.page.wait_for_timeout(20)  # lets Playwright deliver what came
+        raise AssertionError(f"no `{kind}` over connection {connection}: {self.received}")
+
+    def _serve(self, route: Route) -> None:
+        path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
+        file = WEB / ("index.html" if path == "/" else path.removeprefix("/web/"))
+        route.fulfill(body=file.read_bytes(), content_type=TYPES.get(file.suffix, "text/html"))
+
+    def _accept(self, socket: WebSocketRoute) -> None:
+        self.sockets.append(socket)
+        frames: list[Frame] = []
+        self.received.append(frames)
+
+        def on_message(message: str | bytes) -> None:
+            frame: Frame = json.loads(message)
+            frames.append(frame)
+            if frame["type"] != "open":
+                return
+            if self.refuse is not None:
+                self.refuse(socket)
+                return
+            self._open(frame)
+
+        socket.on_message(on_message)
+
+    def _open(self, frame: Frame) -> None:
+        cursor = {"epoch": "e", "seq": self.seq}
+        self.send(
+            type="opened",
+            re=frame["id"],
+            session_id=frame.get("session_id") or f"s{len(self.sockets)}",
+            agent="demo",
+            state="idle",
+            cursor=cursor,
+            resumed="after" in frame,
+            runs=[],
+            interrupts=self.interrupts,
+            pending_tool_calls=[],
+        )
+        if "after" not in frame:
+            self.send(type="snapshot", cursor=cursor, events=[])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def chat(browser: Browser) -> Iterator[ChatPage]:
+    with chat_page(browser) as chat:
+        yield chat
+
+
+def test_a_gap_makes_the_page_resume_from_its_cursor(chat: ChatPage) -> None:
+    """A skipped event is never shown around: the page reconnects with the last good cursor."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    peer.say("m1", "one ")
+    expect(chat.answer).to_have_text("one ")
+    peer.event({"type": "TEXT_MESSAGE_CONTENT", "messageId": "m1", "delta": "three "}, skip=1)
+    assert peer.wait_for("open", connection=1)["after"] == {"epoch": "e", "seq": 1}
+    peer.seq = 1
+    peer.say("m1", "two ")
+    peer.say("m1", "three ")
+    expect(chat.answer).to_have_text("one two three ")
+
+
+def test_a_reload_comes_without_a_cursor(chat: ChatPage) -> None:
+    """After a reload nothing is on the page, so it asks for the session's snapshot."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    peer.say("m1", "before")
+    expect(chat.answer).to_have_text("before")
+    chat.page.reload()
+    opened = peer.wait_for("open", connection=1)
+    assert opened["session_id"] == "s1" and "after" not in opened and "agent" not in opened
+
+
+def test_an_unanswered_message_goes_out_again_under_its_id(chat: ChatPage) -> None:
+    """Whether the server had it is unknown; the same id makes the repetition safe. A reload, too,
+    keeps what is not acknowledged."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    chat.say("hello")
+    first = peer.wait_for("message")
+    expect(chat.waiting).to_have_class("message sending")
+    peer.sockets[-1].close(code=1012)
+    assert peer.wait_for("message", connection=1) == first
+    chat.page.reload()
+    assert peer.wait_for("message", connection=2) == first
+    peer.send(type="ack", re=first["id"], status="accepted", run_id="r1")
+    expect(chat.waiting).to_have_class("message taken")
+    message = {"id": first["id"], "role": "user", "content": "hello"}
+    peer.event({"type": "RUN_STARTED", "runId": "r1", "input": {"messages": [message]}})
+    expect(chat.waiting).to_have_count(0)
+    expect(chat.questions.locator(".text")).to_have_text(["hello"])
+
+
+def test_a_refused_message_can_be_sent_again(chat: ChatPage) -> None:
+    """A refusal is shown at the message, with its reason; a retryable one keeps its id."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    chat.say("hello")
+    first = peer.wait_for("message")
+    peer.send(type="error", re=first["id"], code="unavailable", message="try later", retryable=True)
+    expect(chat.waiting.locator(".problem")).to_contain_text("Not sent: Try later.")
+    peer.received[0].clear()
+    chat.page.get_by_role("button", name="Send again").click()
+    assert peer.wait_for("message") == first
+
+
+def test_goaway_is_honoured(chat: ChatPage) -> None:
+    """A draining node says when to come back, and the page comes back then, and says so."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    peer.send(type="goaway", reason="draining", reconnect_in_ms=1500)
+    peer.sockets[-1].close(code=1012)
+    expect(chat.status).to_contain_text("Reconnecting in")
+    chat.page.wait_for_timeout(700)  # nothing to await: it must not come yet
+    assert len(peer.sockets) == 1
+    peer.wait_for("open", connection=1)
+    chat.connected()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(4404, "no longer exists"), (4410, "has ended")],
+)
+def test_a_session_that_is_gone(chat: ChatPage, code: int, words: str) -> None:
+    """The page says so, does not knock again, and starts anew with the next message."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    peer.sockets[-1].close(code=code)
+    expect(chat.status).to_contain_text(words)
+    chat.say("anybody?")
+    opened = peer.wait_for("open", connection=1)
+    assert opened["agent"] == "demo" and "session_id" not in opened
+    assert peer.wait_for("message", connection=1)["content"] == "anybody?"
+
+
+@pytest.mark.parametrize("code", [4400, 4403, 4426])
+def test_a_final_close_is_final(chat: ChatPage, code: int) -> None:
+    """The table of close codes: no reconnect, and a way for the person to try again."""
+    peer = Peer(chat, refuse=lambda socket: socket.close(code=code))
+    peer.start()
+    expect(chat.status).to_contain_text("Closed")
+    chat.page.wait_for_timeout(700)  # longer than the first back-off
+    assert len(peer.sockets) == 1
+    peer.refuse = None
+    chat.page.get_by_role("button", name="Try again").click()
+    chat.connected()
+
+
+def test_reset_replaces_what_was_shown(chat: ChatPage) -> None:
+    """When the server disowns its log, the page shows what the new snapshot says, and only that."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    peer.say("m1", "lost words")
+    expect(chat.answer).to_have_text("lost words")
+    peer.send(type="reset", reason="epoch", runs=[])
+    message = {"id": "m0", "role": "assistant", "content": "what survived"}
+    peer.send(
+        type="snapshot",
+        cursor={"epoch": "f", "seq": 7},
+        events=[{"type": "MESSAGES_SNAPSHOT", "messages": [message]}],
+    )
+    expect(chat.answer).to_have_text("what survived")
+    peer.seq = 7
+    peer.say("m2", "and on")
+    expect(chat.answers.locator(".text")).to_have_text(["what survived", "and on"])
+
+
+def ask(peer: Peer, *interrupts: Frame) -> None:
+    outcome = {"type": "interrupt", "interrupts": list(interrupts)}
+    peer.event({"type": "RUN_FINISHED", "runId": "r1", "outcome": outcome})
+
+
+def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
+    """The controls follow the schema; the answer goes out when all questions have one."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    ask(
+        peer,
+        {"id": "a", "reason": "x", "message": "Sure?", "responseSchema": {"type": "boolean"}},
+        {"id": "b", "reason": "x", "message": "Which?", "responseSchema": {"enum": ["red", 2]}},
+        {"id": "c", "reason": "x", "message": "Name?", "responseSchema": {"type": "string"}},
+        {"id": "d", "reason": "x", "message": "Shape?", "responseSchema": {"type": "object"}},
+        {"id": "e", "reason": "x", "message": "Still?"},
+    )
+    group = chat.page.get_by_role("group")
+    group.filter(has_text="Sure?").get_by_role("button", name="No").click()
+    group.filter(has_text="Which?").get_by_role("button", name="2").click()
+    group.filter(has_text="Name?").get_by_role("textbox").fill("Ada")
+    group.filter(has_text="Name?").get_by_role("textbox").press("Enter")
+    shape = group.filter(has_text="Shape?")
+    shape.get_by_role("textbox").fill("{oops")
+    shape.get_by_role("button", name="Answer").click()
+    expect(shape.get_by_role("alert")).to_contain_text("not JSON")
+    shape.get_by_role("textbox").fill('{"sides": 3}')
+    shape.get_by_role("button", name="Answer").click()
+    assert not any(frame["type"] == "answer" for frame in peer.received[0])
+    group.filter(has_text="Still?").get_by_role("button", name="Dismiss").click()
+    assert peer.wait_for("answer")["entries"] == [
+        {"interrupt_id": "a", "status": "resolved", "payload": False},
+        {"interrupt_id": "b", "status": "resolved", "payload": 2},
+        {"interrupt_id": "c", "status": "resolved", "payload": "Ada"},
+        {"interrupt_id": "d", "status": "resolved", "payload": {"sides": 3}},
+        {"interrupt_id": "e", "status": "cancelled"},
+    ]
+
+
+def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
+    """The question comes back to life, with the reason; one that is over is taken away."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    ask(peer, {"id": "a", "reason": "x", "message": "Sure?", "responseSchema": {"type": "boolean"}})
+    yes = chat.page.get_by_role("button", name="Yes")
+    yes.click()
+    answer = peer.wait_for("answer")
+    expect(yes).to_be_disabled()
+    peer.send(type="error", re=answer["id"], code="unavailable", message="later", retryable=True)
+    expect(chat.alert).to_have_text("Later.")
+    expect(yes).to_be_enabled()
+    peer.event({"type": "CUSTOM", "name": "nooble.input_closed", "value": {"reason": "expired"}})
+    expect(yes).to_have_count(0)
+
+
+def test_the_reader_is_not_pulled_down(chat: ChatPage) -> None:
+    """New text scrolls only for who reads at the bottom; a button leads back there."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    scroller = chat.page.locator("#scroller")
+    peer.say("m1", "line\n" * 200)
+    expect(chat.answer).to_contain_text("line")
+    at_bottom = "e => e.scrollHeight - e.scrollTop - e.clientHeight < 5"
+    assert scroller.evaluate(at_bottom)
+    scroller.evaluate("e => { e.scrollTop = 100 }")
+    latest = chat.page.get_by_role("button", name="Latest")
+    expect(latest).to_be_visible()
+    peer.say("m1", "the end")
+    expect(chat.answer).to_contain_text("the end")
+    assert scroller.evaluate("e => e.scrollTop") == 100
+    latest.click()
+    expect(latest).to_be_hidden()
+    assert scroller.evaluate(at_bottom)
+
+
+def test_a_message_that_is_too_long_stays_in_the_box(chat: ChatPage) -> None:
+    """A frame past the limit would cost the connection, so it is refused before it is sent."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    text = "ä" * 40_000
+    chat.input.fill(text)
+    chat.page.get_by_role("button", name="Send").click()
+    expect(chat.alert).to_contain_text("too long")
+    expect(chat.input).to_have_value(text)
+    assert not any(frame["type"] == "message" for frame in peer.received[0])
+
+
+def test_shift_enter_makes_a_new_line(chat: ChatPage) -> None:
+    """Enter sends, Shift+Enter does not."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    chat.input.press_sequentially("one")
+    chat.input.press("Shift+Enter")
+    chat.input.press_sequentially("two")
+    chat.input.press("Enter")
+    assert peer.wait_for("message")["content"] == "one\ntwo"
+    expect(chat.input).to_have_value("")

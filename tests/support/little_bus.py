@@ -1,0 +1,335 @@
+"""A bus for one process: real little logs and channels, and the faults that a bus can have.
+
+It keeps what the ports promise of order, cursors and homes; it is no model of the scripts. Faults
+are switched on by attributes: `down`, `lose` (pushes that never come), `hold` (pushes that come
+later, by hand).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gateway.session.errors import Refused, Unavailable
+from gateway.session.model import (
+    Accepted,
+    AgentInfo,
+    AgentStatus,
+    Closed,
+    LogPage,
+    NewAnswer,
+    NewMessage,
+    NewToolResult,
+    RunRef,
+    SessionKey,
+    SessionView,
+    SnapshotSource,
+)
+from protocol.codes import ErrorCode
+from protocol.frames import Cursor, RunInfo
+
+KEY = SessionKey("acme", "s1")
+
+
+@dataclass
+class Session:
+    user: str
+    agent: str
+    epoch: str = "e1"
+    log: list[bytes] = field(default_factory=list)
+    trimmed: int = 0
+    messages: list[bytes] = field(default_factory=list)
+    open_run: str = ""
+    run_from: int = 0
+    home: str = ""
+    ended: bool = False
+    ids: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def seq(self) -> int:
+        return self.trimmed + len(self.log)
+
+
+class LittleBus:
+    """`Sessions`, `Notices`, and what the service needs of `RunQueue` and `Directory`."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[SessionKey, Session] = {}
+        self.followers: dict[SessionKey, list[tuple[Callable[[bytes], None], Callable[[], None]]]]
+        self.followers = {}
+        self.calls: Counter[str] = Counter()
+        self.dispatched: list[RunRef] = []
+        self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
+        self.agent_names = {"demo"}
+        self.dead_nodes: set[str] = set()
+        self.down = False
+        self.dispatch_down = False
+        self.lose = 0
+        self.hold = False
+        self.held: list[bytes] = []
+        self.gate: asyncio.Event | None = None
+        """Set to an event: reads wait for it, after they have read."""
+
+    # --- what happens in the session --------------------------------------------------------------
+
+    def make(self, key: SessionKey = KEY, *, home: str = "", user: str = "anonymous") -> Session:
+        session = self.sessions[key] = Session(user, "demo", home=home)
+        return session
+
+    def append(
+        self,
+        kind: str = "E",
+        event: dict[str, Any] | None = None,
+        *,
+        key: SessionKey = KEY,
+        run: str = "r1",
+        out: int = 0,
+        into: int = 0,
+        role: str = "-",
+        ts_ms: int = 1000,
+    ) -> int:
+        """One event into the log, and its push onto the channel. Answers its seq."""
+        session = self.sessions[key]
+        seq = session.seq + 1
+        event = event or {"type": "CUSTOM", "name": "n", "value": seq}
+        frame = (
+            b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
+        ) + msgspec.json.encode(event)
+        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0"
+        raw = header.encode() + b"\n" + frame + b"}"
+        session.log.append(raw)
+        if kind == "S":
+            session.open_run, session.run_from = run, seq
+        elif kind in "FICX":
+            session.open_run = ""
+        self.push(raw, key)
+        return seq
+
+    def push(self, data: bytes, key: SessionKey = KEY) -> None:
+        if self.hold:
+            self.held.append(data)
+        elif self.lose:
+            self.lose -= 1
+        else:
+            self.deliver(data, key)
+
+    def deliver(self, data: bytes, key: SessionKey = KEY) -> None:
+        for on_push, _ in list(self.followers.get(key, ())):
+            on_push(data)
+
+    def restore(self) -> None:
+        """The subscriber's connection was lost and is back."""
+        for followers in self.followers.values():
+            for _, on_restored in followers:
+                on_restored()
+
+    def new_epoch(self, epoch: str = "e2", *, keep: int | None = None) -> None:
+        session = self.sessions[KEY]
+        session.epoch = epoch
+        if keep is not None:
+            del session.log[keep:]
+
+    # --- Sessions ---------------------------------------------------------------------------------
+
+    async def _call(self, name: str) -> None:
+        self.calls[name] += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise Unavailable
+
+    def _find(self, key: SessionKey, user: str) -> Session:
+        session = self.sessions.get(key)
+        if session is None or session.user != user:
+            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
+        if session.ended:
+            raise Refused(ErrorCode.SESSION_ENDED, "this session is over")
+        return session
+
+    async def open(
+        self,
+        key: SessionKey,
+        user: str,
+        *,
+        node: str,
+        agent: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        dead_home: str = "",
+    ) -> SessionView:
+        await self._call("open")
+        created = agent is not None and key not in self.sessions
+        if created:
+            self.sessions[key] = Session(user, agent)
+        session = self._find(key, user)
+        homed = session.home in ("", dead_home)
+        if homed:
+            session.home = node
+        runs = [RunInfo(session.open_run, "running")] if session.open_run else []
+        return SessionView(
+            key=key,
+            user=session.user,
+            agent=session.agent,
+            state="running" if runs else "idle",
+            cursor=Cursor(session.epoch, session.seq),
+            runs=runs,
+            home=session.home,
+            created_ms=1_700_000_000_000,
+            created=created,
+            homed=homed,
+        )
+
+    async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
+        await self._call("accept")
+        session = self._find(new.key, new.user)
+        known = session.ids.get(new.frame_id)
+        if known is not None:
+            if known[1] != new.body_digest:
+                raise Refused(ErrorCode.ID_CONFLICT, "this id was used with another content")
+            return Accepted("duplicate", known[0], None, session.agent)
+        session.ids[new.frame_id] = (new.run_id, new.body_digest)
+        self.accepted.append(new)
+        return Accepted("accepted", new.run_id, RunRef(*new.key, new.run_id), session.agent)
+
+    async def cancel(self, key: SessionKey, user: str, run_id: str | None) -> Accepted:
+        await self._call("cancel")
+        session = self._find(key, user)
+        return Accepted("accepted", run_id or session.open_run, None, session.agent)
+
+    async def close(self, key: SessionKey, user: str) -> Closed:
+        await self._call("close")
+        session = self.sessions[key]
+        first, session.ended, session.home = not session.ended, True, ""
+        self.push(b"!ended", key)
+        return Closed(first, session.agent, 1000, 61_000)
+
+    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+        await self._call("read")
+        session = self.sessions.get(key)
+        if session is None:
+            return LogPage([], "", 0, "gone")
+        start = after.seq - session.trimmed
+        page = LogPage(session.log[start : start + count], session.epoch, session.seq, "ok")
+        if after.epoch != session.epoch:
+            page = LogPage([], session.epoch, session.seq, "epoch")
+        elif after.seq > session.seq:
+            session.epoch += "+"
+            page = LogPage([], session.epoch, session.seq, "ahead")
+        elif start < 0:
+            page = LogPage([], session.epoch, session.seq, "trimmed")
+        if self.gate is not None:
+            await self.gate.wait()
+        return page
+
+    async def snapshot(self, key: SessionKey) -> SnapshotSource | None:
+        await self._call("snapshot")
+        session = self.sessions.get(key)
+        if session is None:
+            return None
+        frames = []
+        if session.open_run:
+            first = session.run_from - session.trimmed - 1
+            frames = [raw.partition(b"\n")[2] for raw in session.log[first:]]
+        source = SnapshotSource(
+            Cursor(session.epoch, session.seq),
+            list(session.messages),
+            frames,
+            None,
+            session.open_run,
+        )
+        if self.gate is not None:
+            await self.gate.wait()
+        return source
+
+    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
+        await self._call("leave")
+        session = self.sessions.get(key)
+        if session is None or session.home != node:
+            return False
+        session.home = to
+        return True
+
+    # --- Notices ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def session_events(
+        self, key: SessionKey, on_push: Callable[[bytes], None], on_restored: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        await self._call("subscribe")
+        follower = (on_push, on_restored)
+        self.followers.setdefault(key, []).append(follower)
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            self.calls["unsubscribe"] += 1
+            self.followers[key].remove(follower)
+
+    # --- RunQueue and Directory -------------------------------------------------------------------
+
+    async def dispatch(self, ref: RunRef, agent: str) -> None:
+        await self._call("dispatch")
+        if self.dispatch_down:
+            raise Unavailable
+        self.dispatched.append(ref)
+
+    async def agents(self) -> list[AgentStatus]:
+        await self._call("agents")
+        return [AgentStatus(AgentInfo(name), 1, 8, 3, 2) for name in sorted(self.agent_names)]
+
+    async def find(self, name: str) -> AgentInfo | None:
+        return AgentInfo(name) if name in self.agent_names else None
+
+
+class CountingProbe:
+    """Counts facts, so that a test can compare them with what happened."""
+
+    def __init__(self) -> None:
+        self.facts: Counter[str] = Counter()
+        self.deliveries: list[float] = []
+        self.durations: list[float] = []
+
+    def connection_opened(self, tenant: str) -> None:
+        self.facts[f"connections {tenant}"] += 1
+
+    def connection_closed(self, tenant: str) -> None:
+        self.facts[f"connections {tenant}"] -= 1
+
+    def session(self, tenant: str, agent: str) -> "CountingProbe":
+        return self
+
+    def created(self) -> None:
+        self.facts["created"] += 1
+
+    def completed(self, status: str, duration_s: float) -> None:
+        self.facts[f"completed {status}"] += 1
+        self.durations.append(duration_s)
+
+    def home_taken(self) -> None:
+        self.facts["active"] += 1
+
+    def home_left(self) -> None:
+        self.facts["active"] -= 1
+
+    def message_accepted(self, role: str, seconds: float) -> None:
+        self.facts[f"messages {role}"] += 1
+
+    def tokens(self, output: int, into: int) -> None:
+        self.facts["output"] += output
+        self.facts["input"] += into
+
+    def run_ended(self, role: str, delivery_s: float) -> None:
+        self.facts["runs ended"] += 1
+        self.deliveries.append(delivery_s)
+
+
+class ManualClock:
+    """A clock that stands until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -1,0 +1,199 @@
+"""Real processes on loopback: a server, gateway nodes, workers. What e2e tests stand on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from support.bus import running_server
+from support.net import free_port
+
+DEMO = "gateway.agents.demo:agent"
+_START_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 20.0
+
+
+class Process:
+    """A command of the product, with its output kept for the failure message."""
+
+    def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
+        """Starts `gateway ARGUMENTS`."""
+        self.name = name
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "gateway.cli", *arguments],
+                env={**os.environ, "GATEWAY_LOG_FORMAT": "json", **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for_line(self, text: str) -> None:
+        """Waits until the process has said something."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while text not in self.output():
+            assert self.popen.poll() is None, f"{self.name} ended:\n{self.output()}"
+            assert time.monotonic() < deadline, f"{self.name} never said {text!r}"
+            time.sleep(0.02)
+
+    def output(self) -> str:
+        """All that it printed."""
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it without a chance to say goodbye."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self) -> int:
+        """Ends it in order; answers its exit code."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+        try:
+            return self.popen.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} did not stop:\n{self.output()}") from None
+
+
+class Stack:
+    """Nodes and workers on one Redis."""
+
+    def __init__(self, redis_url: str, folder: Path, environment: dict[str, str]) -> None:
+        """Starts nothing yet."""
+        self.redis_url = redis_url
+        self._folder = folder
+        self._environment = {**environment, "REDIS_URL": redis_url}
+        self._ports: list[int] = []
+        self.nodes: list[Process] = []
+        self.workers: list[Process] = []
+
+    @classmethod
+    @contextmanager
+    def running(
+        cls,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        workers: int = 1,
+        agent: str = DEMO,
+        **environment: str,
+    ) -> "Iterator[Stack]":
+        """A running stack; `environment` are settings for all its processes."""
+        with running_server() as url:
+            stack = cls(url, folder, environment)
+            try:
+                for _ in range(workers):
+                    stack.add_worker(agent)
+                for _ in range(nodes):
+                    stack.add_node()
+                stack.wait_until_ready()
+                yield stack
+            finally:
+                stack.stop()
+
+    def add_worker(self, agent: str = DEMO) -> Process:
+        """Starts a worker; `wait_until_ready` waits for it."""
+        name = f"worker-{len(self.workers)}"
+        process = Process(name, self._log(name), "worker", agent, **self._environment)
+        self.workers.append(process)
+        return process
+
+    def add_node(self) -> Process:
+        """Starts a node on a port of its own; `wait_until_ready` waits for it."""
+        self._ports.append(free_port())
+        self.nodes.append(self._node(len(self._ports) - 1))
+        return self.nodes[-1]
+
+    def start_node(self, number: int = 0) -> None:
+        """Starts a node again, on the same port, and waits until it serves."""
+        self.nodes[number] = self._node(number)
+        self._wait_for_node(number)
+
+    def kill_node(self, number: int = 0) -> None:
+        """kill -9."""
+        self.nodes[number].kill()
+
+    def wait_until_ready(self) -> None:
+        """Waits until every node serves and every worker is known."""
+        for number in range(len(self.nodes)):
+            self._wait_for_node(number)
+        for process in self.workers:
+            process.wait_for_line('"worker serves"')
+        wanted = sum(process.popen.poll() is None for process in self.workers)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while sum(agent["workers"] for agent in self.get("/api/v1/agents")["agents"]) < wanted:
+            assert time.monotonic() < deadline, "the workers are not known"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends everything in order, and insists that it ends without an error."""
+        codes = {p.name: p.stop() for p in [*self.nodes, *self.workers]}
+        bad = {name: code for name, code in codes.items() if code not in (0, -signal.SIGKILL)}
+        assert not bad, f"exit codes {bad}:\n" + "\n".join(
+            p.output() for p in [*self.nodes, *self.workers] if p.name in bad
+        )
+
+    @property
+    def url(self) -> str:
+        """The first node, for a browser."""
+        return self.url_of(0)
+
+    def url_of(self, number: int) -> str:
+        """A node, for a browser."""
+        return f"http://127.0.0.1:{self._ports[number]}"
+
+    def ws_of(self, number: int = 0) -> str:
+        """A node, for a WebSocket client."""
+        return f"ws://127.0.0.1:{self._ports[number]}/ws"
+
+    def get(self, path: str, number: int = 0) -> dict[str, list[dict[str, int]]]:
+        """GET of a node, as JSON."""
+        response = httpx.get(self.url_of(number) + path)
+        response.raise_for_status()
+        return response.json()
+
+    def metrics(self, number: int = 0) -> dict[str, float]:
+        """What a node's `/metrics` says now: series to value."""
+        lines = httpx.get(self.url_of(number) + "/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {series: float(value) for series, value in pairs}
+
+    def _node(self, number: int) -> Process:
+        name = f"node-{number}"
+        return Process(
+            name,
+            self._log(name),
+            "serve",
+            "--port",
+            str(self._ports[number]),
+            **self._environment,
+        )
+
+    def _wait_for_node(self, number: int) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            node = self.nodes[number]
+            assert node.popen.poll() is None, f"{node.name} ended:\n{node.output()}"
+            assert time.monotonic() < deadline, f"{node.name} never served:\n{node.output()}"
+            try:
+                if httpx.get(self.url_of(number) + "/health/readiness").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"

@@ -1,0 +1,221 @@
+"""The probe's verbs move the right series, and aioprometheus' own readers see it."""
+
+import pytest
+from aioprometheus.collectors import Registry
+
+from gateway.session.ports import Probe
+from gateway.telemetry import catalogue
+from gateway.telemetry.catalogue import PREFIX
+from gateway.telemetry.handles import Series
+from gateway.telemetry.metrics import Telemetry
+
+TENANT = {"tenant_id": "acme"}
+BOTH = {"tenant_id": "acme", "agent_id": "demo"}
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry(version="1.2.3")
+
+
+def value(telemetry: Telemetry, name: str, labels: dict[str, str]) -> object:
+    """What aioprometheus answers; None when it has no such series."""
+    try:
+        return telemetry.registry.get(PREFIX + name).get(labels)
+    except KeyError:
+        return None
+
+
+def count(telemetry: Telemetry, name: str) -> int:
+    return len(telemetry.registry.get(PREFIX + name).get_all())
+
+
+def test_names_labels_and_kinds_are_the_documented_ones():
+    seed = {
+        "websocket_connections_active": ("Gauge", ("tenant_id",)),
+        "sessions_active": ("Gauge", ("tenant_id",)),
+        "sessions_created_total": ("Counter", ("tenant_id", "agent_id")),
+        "sessions_completed_total": ("Counter", ("tenant_id", "agent_id", "status")),
+        "session_duration_seconds": ("Histogram", ("tenant_id", "agent_id")),
+        "messages_processed_total": ("Counter", ("tenant_id", "role")),
+        "message_processing_seconds": ("Histogram", ("tenant_id", "role")),
+        "tokens_total": ("Counter", ("tenant_id", "agent_id", "type")),
+        "metric_label_overflow_total": ("Counter", ()),
+        "build_info": ("Gauge", ("version",)),
+    }
+    assert PREFIX == "nooble_orchestrator_"
+    found = {m.name: (type(m).__name__, m.labels) for m in catalogue.CATALOGUE}
+    assert found == seed
+    assert 2 in catalogue.MESSAGE_PROCESSING_SECONDS.buckets  # the alert's bound
+
+
+def test_every_telemetry_has_a_registry_of_its_own(telemetry: Telemetry):
+    other = Telemetry(version="1.2.3")
+    telemetry.connection_opened("acme")
+    assert value(other, "websocket_connections_active", TENANT) is None
+
+
+def test_build_info_says_the_version(telemetry: Telemetry):
+    assert value(telemetry, "build_info", {"version": "1.2.3"}) == 1
+
+
+def test_known_series_start_at_zero(telemetry: Telemetry):
+    telemetry.session("acme", "demo")
+    assert value(telemetry, "metric_label_overflow_total", {}) == 0
+    assert value(telemetry, "websocket_connections_active", TENANT) == 0
+    assert value(telemetry, "sessions_active", TENANT) == 0
+    assert value(telemetry, "sessions_created_total", BOTH) == 0
+    for status in ("completed", "expired", "failed"):
+        assert value(telemetry, "sessions_completed_total", BOTH | {"status": status}) == 0
+    for role in ("user", "assistant", "tool"):
+        assert value(telemetry, "messages_processed_total", TENANT | {"role": role}) == 0
+        seconds = value(telemetry, "message_processing_seconds", TENANT | {"role": role})
+        assert isinstance(seconds, dict)
+        assert set(seconds.values()) == {0}
+        assert len(seconds) == 13 + 3  # the bounds, +Inf, sum and count
+
+
+def test_usage_that_no_agent_reported_is_absent_not_zero(telemetry: Telemetry):
+    session = telemetry.session("acme", "demo")
+    session.tokens(0, 0)
+    assert count(telemetry, "tokens_total") == 0
+    session.tokens(5, 0)
+    assert value(telemetry, "tokens_total", BOTH | {"type": "output"}) == 5
+    assert value(telemetry, "tokens_total", BOTH | {"type": "input"}) is None
+
+
+def test_each_verb_moves_its_series_and_no_other(telemetry: Telemetry):
+    probe: Probe = telemetry
+    probe.connection_opened("acme")
+    probe.connection_opened("acme")
+    probe.connection_closed("acme")
+    session = probe.session("acme", "demo")
+    session.created()
+    session.home_taken()
+    session.home_taken()
+    session.home_left()
+    session.message_accepted("user", 0.004)
+    session.message_accepted("user", 0.006)
+    session.message_accepted("tool", 0.5)
+    session.tokens(3, 0)
+    session.tokens(4, 11)
+    session.run_ended("assistant", 0.02)
+    session.run_ended("-", 0.02)
+    session.completed("expired", 15.0)
+
+    assert value(telemetry, "websocket_connections_active", TENANT) == 1
+    assert value(telemetry, "sessions_active", TENANT) == 1
+    assert value(telemetry, "sessions_created_total", BOTH) == 1
+    by_status = {
+        status: value(telemetry, "sessions_completed_total", BOTH | {"status": status})
+        for status in catalogue.STATUSES
+    }
+    assert by_status == {"completed": 0, "expired": 1, "failed": 0}
+    by_role = {
+        role: value(telemetry, "messages_processed_total", TENANT | {"role": role})
+        for role in catalogue.ROLES
+    }
+    assert by_role == {"user": 2, "tool": 1, "assistant": 1, "system": 0}
+    assert value(telemetry, "tokens_total", BOTH | {"type": "output"}) == 7
+    assert value(telemetry, "tokens_total", BOTH | {"type": "input"}) == 11
+
+    user = value(telemetry, "message_processing_seconds", TENANT | {"role": "user"})
+    assert isinstance(user, dict)
+    assert (user[0.0025], user[0.005], user[0.01], user[float("inf")]) == (0, 1, 2, 2)
+    assert (user["count"], user["sum"]) == (2, pytest.approx(0.01))
+    assistant = value(telemetry, "message_processing_seconds", TENANT | {"role": "assistant"})
+    assert isinstance(assistant, dict)
+    assert (assistant["count"], assistant["sum"]) == (2, pytest.approx(0.04))
+    duration = value(telemetry, "session_duration_seconds", BOTH)
+    assert isinstance(duration, dict)
+    assert (duration[5.0], duration[15.0]) == (0, 1)  # a bound belongs to its bucket
+
+
+def test_a_delivery_that_another_clock_makes_negative_counts_as_zero(telemetry: Telemetry):
+    telemetry.session("acme", "demo").run_ended("assistant", -0.3)
+    seconds = value(telemetry, "message_processing_seconds", TENANT | {"role": "assistant"})
+    assert isinstance(seconds, dict)
+    assert (seconds["sum"], seconds["count"], seconds[0.001]) == (0, 1, 1)
+
+
+def test_moves_through_aioprometheus_and_through_handles_add_up():
+    series = Series(catalogue.CATALOGUE)
+    registry: Registry = series.registry
+    created = series.counter(catalogue.SESSIONS_CREATED_TOTAL, "acme", "demo")
+    active = series.gauge(catalogue.SESSIONS_ACTIVE, "acme")
+    duration = series.histogram(catalogue.SESSION_DURATION_SECONDS, "acme", "demo")
+    created.inc()
+    active.add(3)
+    duration.observe(2)
+    registry.get(PREFIX + "sessions_created_total").add(BOTH, 4)
+    registry.get(PREFIX + "sessions_active").dec(TENANT)
+    registry.get(PREFIX + "session_duration_seconds").observe(BOTH, 100)
+    created.inc(2)
+    assert registry.get(PREFIX + "sessions_created_total").get(BOTH) == 7
+    assert registry.get(PREFIX + "sessions_active").get(TENANT) == 2
+    seconds = registry.get(PREFIX + "session_duration_seconds").get(BOTH)
+    assert (seconds[1], seconds[5], seconds[300], seconds["count"]) == (0, 1, 2, 2)
+    assert seconds["sum"] == 102
+    with pytest.raises(ValueError, match="only grows"):
+        created.inc(-1)
+
+
+def test_past_the_bound_tenants_and_agents_share_other_and_are_counted():
+    telemetry = Telemetry(version="1", max_tenants=2, max_agents=1)
+    for tenant in ("a", "b", "c", "d", "a"):
+        telemetry.connection_opened(tenant)
+    name = "websocket_connections_active"
+    assert value(telemetry, name, {"tenant_id": "a"}) == 2
+    assert value(telemetry, name, {"tenant_id": "b"}) == 1
+    assert value(telemetry, name, {"tenant_id": "c"}) is None
+    assert value(telemetry, name, {"tenant_id": "other"}) == 2
+    assert value(telemetry, "metric_label_overflow_total", {}) == 2
+
+    telemetry.connection_closed("c")  # leaves where it was counted, and is no new overflow
+    assert value(telemetry, name, {"tenant_id": "other"}) == 1
+    assert value(telemetry, "metric_label_overflow_total", {}) == 2
+
+    telemetry.session("a", "one").created()
+    telemetry.session("a", "two").created()
+    telemetry.session("d", "three").created()
+    created = "sessions_created_total"
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "one"}) == 1
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "other"}) == 1
+    assert value(telemetry, created, {"tenant_id": "other", "agent_id": "other"}) == 1
+    assert value(telemetry, "metric_label_overflow_total", {}) == 5
+
+
+def test_however_many_tenants_come_the_series_are_bounded():
+    telemetry = Telemetry(version="1")
+    for number in range(1000):
+        telemetry.connection_opened(f"tenant-{number}")
+        telemetry.session("acme", f"agent-{number}")
+    assert count(telemetry, "websocket_connections_active") == 201
+    assert count(telemetry, "sessions_created_total") == 101
+
+
+def test_an_idle_gauge_is_shown_at_zero_once_and_then_removed(telemetry: Telemetry):
+    name = "websocket_connections_active"
+    telemetry.connection_opened("acme")
+    telemetry.connection_opened("quiet")
+    telemetry.connection_closed("quiet")
+    quiet = f'{PREFIX}{name}{{tenant_id="quiet"}} 0'.encode()
+    assert quiet in telemetry.render()[0].splitlines()
+    text = telemetry.render()[0]
+    assert b'active{tenant_id="quiet"}' not in text
+    assert value(telemetry, name, TENANT) == 1
+
+    telemetry.connection_opened("quiet")  # the handles find it again
+    assert value(telemetry, name, {"tenant_id": "quiet"}) == 1
+    telemetry.render()
+    telemetry.connection_closed("quiet")
+    assert quiet in telemetry.render()[0].splitlines()
+
+
+def test_counters_histograms_and_build_info_are_never_removed(telemetry: Telemetry):
+    telemetry.session("acme", "demo").home_taken()
+    first = telemetry.render()[0]
+    for _ in range(3):
+        last = telemetry.render()[0]
+    gone = set(first.splitlines()) - set(last.splitlines())
+    assert gone == {f'{PREFIX}websocket_connections_active{{tenant_id="acme"}} 0'.encode()}
