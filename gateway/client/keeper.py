@@ -70,13 +70,16 @@ class _Drop(Exception):
         self.ended = ended
 
 
+Answer = tuple[Ack, RunFeed | None]
+"""What became of a command, with the run that it made or named."""
+
+
 class _Pending:
     """A command that somebody awaits the answer of."""
 
     def __init__(self) -> None:
-        self.answer: asyncio.Future[tuple[Ack, RunFeed | None]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer | Refusal | Disconnected] = loop.create_future()
         self.reset = ""  # why the history was replaced meanwhile, if it was
 
 
@@ -112,6 +115,7 @@ class Keeper:
         self._feeds: weakref.WeakValueDictionary[str, RunFeed] = weakref.WeakValueDictionary()
         self._early: list[RunFeed] = []  # of runs whose `ack` may yet come
         self._readers: set[weakref.ref[Reader[SessionEvent]]] = set()
+        self._max_frame_bytes = MAX_CLIENT_FRAME_BYTES
         self._room = asyncio.Event()
         self._ready = asyncio.Event()
         self._was_ready = False
@@ -121,10 +125,10 @@ class Keeper:
         self._readers_end: Callable[[], Exception] = StopAsyncIteration
         self.closing = False  # we asked for the end of the session, so that is no failure
 
-    # --- commands and readers -----------------------------------------------------------------------
+    # --- commands and readers ---------------------------------------------------------------------
 
-    async def ask(self, command: Command) -> tuple[Ack, RunFeed | None]:
-        """Sends a command, over as many connections as it takes; its answer, with the named run.
+    async def ask(self, command: Command) -> Answer:
+        """Sends a command, over as many connections as it takes.
 
         Raises:
             Refusal: the server refused it.
@@ -134,19 +138,22 @@ class Keeper:
             raise self._over()
         # Found out here: the server would end the connection, and again after every reconnect.
         size = len(encode(command))
-        if size > MAX_CLIENT_FRAME_BYTES:
-            message = f"{size} bytes; a frame may have {MAX_CLIENT_FRAME_BYTES}"
+        if size > self._max_frame_bytes:
+            message = f"{size} bytes; a frame may have {self._max_frame_bytes}"
             raise Refusal(Error(ErrorCode.TOO_LARGE, message, retryable=False))
         pending = self._pending[command.id] = _Pending()
         self._room.set()
         try:
             if self.core.send(command):
                 await self._transmit(command)
-            return await pending.answer
+            answer = await pending.answer
         finally:
             del self._pending[command.id]
             if not self._pending:
                 self._early.clear()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def _transmit(self, command: Command) -> None:
         connection = self._connection
@@ -194,7 +201,7 @@ class Keeper:
                 await self._publish(Lost(ended.code, ended.reason, decision.after_s))
                 await self._sleep(decision.after_s)
         finally:
-            self.closing = True
+            self.closing, self._said = True, None
             self._finish(Ended(CloseCode.DONE, "the session was left"), Reconnect.NO)
 
     async def _attach_once(self) -> Ended:
@@ -252,14 +259,13 @@ class Keeper:
                 self._deliver(outcome)
             case Replace():
                 self._replace(outcome)
-            case Attached():
-                if outcome.opened.resumed:
+            case Attached(opened=opened):
+                limit = opened.limits.get("max_frame_bytes", MAX_CLIENT_FRAME_BYTES)
+                self._max_frame_bytes = limit
+                if opened.resumed:
                     self._set_ready()
             case Notice(frame=frame):
-                if isinstance(frame, Error):
-                    self._said = frame
-                elif isinstance(frame, Reset):
-                    self._reset_reason = frame.reason
+                self._note(frame)
             case Answered():
                 self._answer(outcome)
                 return
@@ -272,6 +278,12 @@ class Keeper:
             case _:
                 assert_never(outcome)
         await self._publish(outcome)
+
+    def _note(self, frame: ServerFrame) -> None:
+        if isinstance(frame, Error):
+            self._said = frame
+        elif isinstance(frame, Reset):
+            self._reset_reason = frame.reason
 
     def _deliver(self, outcome: Deliver) -> None:
         kind, run_id = outcome.event.get("type"), outcome.run_id
@@ -309,7 +321,7 @@ class Keeper:
             return  # whoever asked has gone
         answer = outcome.answer
         if isinstance(answer, Error):
-            pending.answer.set_exception(Refusal(answer))
+            pending.answer.set_result(Refusal(answer))
             return
         feed = None
         if answer.run_id is not None:
@@ -361,7 +373,7 @@ class Keeper:
         self._readers_end = StopAsyncIteration if self.closing else over
         for pending in self._pending.values():
             if not pending.answer.done():
-                pending.answer.set_exception(over())
+                pending.answer.set_result(over())
         for feed in list(self._feeds.values()):
             feed.end(over)
         for reader in self._live_readers():

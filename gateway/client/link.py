@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from websockets.asyncio.client import ClientConnection, process_exception
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_websocket
+from websockets.client import process_exception
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
@@ -85,10 +86,10 @@ def speaks_our_protocol(connection: ClientConnection) -> bool:
 def ended_by(error: Exception) -> Ended:
     """What one of `LINK_ERRORS` means for the next attempt."""
     match error:
-        case ConnectionClosed(rcvd=None):
-            return Ended(NO_CLOSE_FRAME, "the connection was lost")
-        case ConnectionClosed(rcvd=close):
+        case ConnectionClosed(rcvd=close) if close is not None:
             return Ended(close.code, close.reason)
+        case ConnectionClosed():
+            return Ended(NO_CLOSE_FRAME, "the connection was lost")
         case InvalidStatus(response=response):
             status = response.status_code
             code = _STATUS.get(status, NO_CLOSE_FRAME if status >= 500 else PROTOCOL_ERROR)

@@ -147,6 +147,9 @@ class Session:
         self._keeper.closing = True
         try:
             await self._keeper.ask(Close(id=new_id()))
+        except Refusal:
+            self._keeper.closing = False
+            raise
         except Disconnected as gone:
             # The answer was lost, and on coming back there is no such session any more.
             if gone.code != CloseCode.DONE and gone.policy is not Reconnect.NEW_SESSION:

@@ -69,9 +69,8 @@ class Sweep:
             try:
                 await self.sweep()
             except Unavailable:
-                self._succeeded_at = None
+                pass
             except Exception as error:  # noqa: BLE001 - the sweep must go on
-                self._succeeded_at = None
                 self._report("a sweep of the deadlines failed", error)
             await asyncio.sleep(self._interval_s)
 
@@ -81,18 +80,19 @@ class Sweep:
         Raises:
             Unavailable: Redis does not answer; the next sweep counts as one after an interruption.
         """
+        succeeded_at, self._succeeded_at = self._succeeded_at, None
         alive = await self._deadlines.beat(self._node)
         now = self._clock()
-        interrupted = self._succeeded_at is None or now - self._succeeded_at > self._gap_s
+        interrupted = succeeded_at is None or now - succeeded_at > self._gap_s
         if interrupted:
             self._leases_from = now + self._lease_s
         self._on_nodes(alive, interrupted)
         dues = await self._deadlines.due(min(BATCH + self._postponed, MOST))
-        self._succeeded_at = now
         judged = [due for due in dues if due.kind != "lease" or now >= self._leases_from]
         self._postponed = len(dues) - len(judged)
         for due in judged:
             await self._act(due)
+        self._succeeded_at = self._clock()
 
     async def _act(self, due: Due) -> None:
         try:

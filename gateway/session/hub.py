@@ -103,13 +103,13 @@ class Hub:
                 on_busy=self._check_soon,
             )
             self._arm_check(feed, self._interval(feed) * (0.5 + random.random() / 2))
+            # Usually a socket follows at once. Where none does, a home follows its session alone.
+            self._wheel.after(self._times.retry_s, lambda: self._enqueue(feed))
         elif view.cursor.epoch != feed.epoch or view.cursor.seq > feed.last_seq:
             feed.look()
         elif view.cursor.seq == feed.last_seq:
             feed.set_runs(run.run_id for run in view.runs)
         self._homes.adopt(feed, view)
-        if not feed.attachments:
-            self._enqueue(feed)  # a home follows its session without a socket, too
         return feed
 
     async def attach(self, view: SessionView, after: Cursor | None, outbox: Outbox) -> Attachment:
@@ -254,7 +254,9 @@ class Hub:
                 await self._repair(feed)
         if not feed.wanted:
             await self._unsubscribe(feed)
-            if not feed.wanted:  # nobody came while we were away
+            if feed.wanted:  # somebody came while we were away
+                self._enqueue(feed)
+            else:
                 self._forget(feed)
 
     def _forget(self, feed: Feed) -> None:

@@ -110,7 +110,7 @@ export class Conversation {
   /** The server refused it. @param {string} id @param {string} problem @param {boolean} repeatable */
   refused(id, problem, repeatable) {
     const message = this.waiting.find((waiting) => waiting.id === id);
-    if (message) this._fail(message, problem, repeatable);
+    if (message) this._fail(message, `Not sent: ${problem}`, repeatable);
   }
 
   /** @param {Note["kind"]} kind @param {string} text */
@@ -135,7 +135,7 @@ export class Conversation {
     this._over(runId);
     const unanswered = this.waiting.find((message) => message.runId && message.runId === runId);
     const text = event.message || event.code || "unknown error";
-    if (unanswered) return this._fail(unanswered, text, false);
+    if (unanswered) return this._fail(unanswered, `No answer: ${text}`, false);
     if (event.code === "cancelled") this.note("stopped", "Stopped");
     else this.note("error", `The answer failed: ${text}`);
     this._usage(event);

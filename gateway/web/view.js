@@ -109,7 +109,7 @@ export class View {
       element.append(create("p", "caption", text));
     } else {
       const retry = button("Send again", "link", () => this.actions.retry(message));
-      const problem = create("p", "problem", `Not sent: ${message.problem} `);
+      const problem = create("p", "problem", `${message.problem} `);
       problem.append(retry);
       element.append(problem);
     }

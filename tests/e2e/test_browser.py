@@ -6,7 +6,6 @@ gateway after the fact.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,12 +26,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def stack(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     # After the browser, which may skip the test.
-    path: Path = tmp_path_factory.mktemp("stack")
-    stack = Stack.start(path, nodes=1, workers=1)
-    try:
+    with Stack.running(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 @pytest.fixture
@@ -43,8 +38,7 @@ def chat(browser: Browser, stack: Stack) -> Iterator[ChatPage]:
 
 
 def socket(stack: Stack) -> ClientConnection:
-    url = stack.url.replace("http", "ws", 1) + "/ws"
-    return connect(url, subprotocols=[SUBPROTOCOL], proxy=None)  # type: ignore[list-item]
+    return connect(stack.ws_of(), subprotocols=[SUBPROTOCOL], proxy=None)  # type: ignore[list-item]
 
 
 def transcript(stack: Stack, session_id: str) -> list[dict[str, Any]]:
@@ -211,13 +205,13 @@ def test_a_failing_agent_is_shown_as_such(chat: ChatPage) -> None:
 
 def test_messages_wait_their_turn(chat: ChatPage, stack: Stack) -> None:
     """What is sent while a run is open waits visibly and is answered next, in order."""
-    chat.say("/slow 2")
+    chat.say("/slow 4")
     chat.wait_for_text(5)
     chat.say("second")
     chat.say("third")
     expect(chat.waiting.locator(".text")).to_have_text(["second", "third"])
     expect(chat.answers).to_have_count(3)
-    expect(chat.questions.locator(".text")).to_have_text(["/slow 2", "second", "third"])
+    expect(chat.questions.locator(".text")).to_have_text(["/slow 4", "second", "third"])
     expect(chat.waiting).to_have_count(0)
     chat.finished()
     assert shown(chat) == answers(stack, chat.session_id)

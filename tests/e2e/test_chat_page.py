@@ -217,13 +217,20 @@ def test_a_final_close_is_final(chat: ChatPage, code: int) -> None:
 
 
 def test_reset_replaces_what_was_shown(chat: ChatPage) -> None:
-    """When the server disowns its log, the page shows what the new snapshot says, and only that."""
+    """When the server disowns its log, the page shows what the new snapshot says, and only that; a
+    message whose run did not survive is told from one that still waits."""
     peer = Peer(chat)
     peer.start()
     chat.connected()
     peer.say("m1", "lost words")
     expect(chat.answer).to_have_text("lost words")
-    peer.send(type="reset", reason="epoch", runs=[])
+    for text, run_id in (("kept", "r8"), ("lost", "r9")):
+        chat.say(text)
+        sent = peer.wait_for("message")
+        peer.received[0].clear()
+        peer.send(type="ack", re=sent["id"], status="queued", run_id=run_id)
+    expect(chat.waiting).to_have_class(["message taken", "message taken"])
+    peer.send(type="reset", reason="epoch", runs=[{"run_id": "r8", "status": "queued"}])
     message = {"id": "m0", "role": "assistant", "content": "what survived"}
     peer.send(
         type="snapshot",
@@ -231,6 +238,8 @@ def test_reset_replaces_what_was_shown(chat: ChatPage) -> None:
         events=[{"type": "MESSAGES_SNAPSHOT", "messages": [message]}],
     )
     expect(chat.answer).to_have_text("what survived")
+    expect(chat.waiting).to_have_class(["message taken", "message failed"])
+    expect(chat.waiting.last).to_contain_text("got no answer")
     peer.seq = 7
     peer.say("m2", "and on")
     expect(chat.answers.locator(".text")).to_have_text(["what survived", "and on"])

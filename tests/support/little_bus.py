@@ -203,6 +203,8 @@ class LittleBus:
         session = self.sessions[key]
         first, session.ended, session.home = not session.ended, True, ""
         self.push(b"!ended", key)
+        for _ in range(20):  # the push may be there long before the answer
+            await asyncio.sleep(0)
         return Closed(first, session.agent, 1000, 61_000)
 
     async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:

@@ -15,6 +15,8 @@ from support.bus import running_server
 from support.net import free_port
 
 DEMO = "gateway.agents.demo:agent"
+COUNTING = "support.agents:counting"
+_TESTS = Path(__file__).parent.parent  # so that a worker finds support.agents
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 20.0
 
@@ -22,14 +24,24 @@ _STOP_TIMEOUT_S = 20.0
 class Process:
     """A command of the product, with its output kept for the failure message."""
 
-    def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, name: str, log: Path, *arguments: str, cwd: Path | None = None, **environment: str
+    ) -> None:
         """Starts `gateway ARGUMENTS`."""
         self.name = name
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "gateway.cli", *arguments],
-                env={**os.environ, "GATEWAY_LOG_FORMAT": "json", **environment},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(
+                        [str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")]
+                    ),
+                    "GATEWAY_LOG_FORMAT": "json",
+                    **environment,
+                },
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -132,10 +144,17 @@ class Stack:
             self._wait_for_node(number)
         for process in self.workers:
             process.wait_for_line('"worker serves"')
-        wanted = sum(process.popen.poll() is None for process in self.workers)
+        self.wait_for_agents(workers=sum(p.popen.poll() is None for p in self.workers))
+
+    def wait_for_agents(self, **wanted: int) -> None:
+        """Waits until the agents together have so many `workers`, `busy` slots and so on."""
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while sum(agent["workers"] for agent in self.get("/api/v1/agents")["agents"]) < wanted:
-            assert time.monotonic() < deadline, "the workers are not known"
+        while True:
+            agents = self.get("/api/v1/agents")["agents"]
+            found = {name: sum(agent[name] for agent in agents) for name in wanted}
+            if all(found[name] >= value for name, value in wanted.items()):
+                return
+            assert time.monotonic() < deadline, f"{found}, not {wanted}"
             time.sleep(0.02)
 
     def stop(self) -> None:

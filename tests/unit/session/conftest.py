@@ -26,6 +26,7 @@ class Client:
         self.attachment: Attachment | None = None
         self.frames: list[dict] = []
         self.closed: int | None = None
+        self.writer: asyncio.Task | None = None
         self.most_bytes = 0
         self.readable = asyncio.Event()
         self.readable.set()
@@ -112,7 +113,7 @@ class World:
         attachment = await hub.attach(view, after, client.outbox)
         attachment.start()
         client.attachment = attachment
-        self.start(client.write())
+        client.writer = self.start(client.write())
         return client
 
     async def settle(self) -> None:

@@ -1,0 +1,115 @@
+"""Workers and nodes that die or freeze: no run is held twice, none stays open."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.agents import expected
+from support.socket import TERMINAL, seqs, socket
+from support.stack import COUNTING, Stack
+
+LEASE = {"GATEWAY_LIMIT_LEASE_S": "1.5"}
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Stack]:
+    """One node and one worker with a short lease."""
+    with Stack.running(tmp_path, agent=COUNTING, **LEASE) as running:
+        yield running
+
+
+async def test_a_frozen_worker_that_wakes_can_append_nothing(mortal: Stack) -> None:
+    async with socket(mortal.ws_of()) as client:
+        await client.open(agent="counting")
+        await client.ask("message", content="count 400 10")
+        while len(client.events) < 10:
+            await client.receive()
+        mortal.workers[0].signal(signal.SIGSTOP)
+        end = await client.until_event(*TERMINAL)
+        assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
+        said = client.text()
+        mortal.workers[0].signal(signal.SIGCONT)
+        mortal.workers[0].wait_for_line("another attempt holds it")
+
+        # The woken worker serves the next message; nothing of the old run comes with it.
+        ack = await client.ask("message", content="count 20 1")
+        await client.until_event(*TERMINAL)
+        assert client.text(end["run_id"]) == said
+        assert client.text(ack["run_id"]) == expected(20)
+        assert seqs(client.events) == list(range(1, len(client.events) + 1))
+
+    async with socket(mortal.ws_of()) as late:
+        await late.open(session_id=client.session_id)
+        assert late.snapshot is not None
+        [messages] = [e["messages"] for e in late.snapshot["events"]]
+        assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+        assert messages[1]["content"] == said
+        assert messages[1]["metadata"] == {"incomplete": True}
+        assert "metadata" not in messages[3]
+
+
+async def test_a_worker_that_dies_before_its_first_event_is_replaced(mortal: Stack) -> None:
+    async with socket(mortal.ws_of()) as client:
+        await client.open(agent="counting")
+        await client.ask("message", content="silent")
+        await client.until_event("RUN_STARTED")
+        mortal.workers[0].kill()
+        mortal.add_worker(COUNTING)
+        mortal.wait_for_agents(busy=1)  # the dead one still counts, with none as it last said
+        assert (await client.ask("cancel"))["status"] == "accepted"
+        end = await client.until_event(*TERMINAL)
+        assert end["event"]["outcome"] == {"type": "cancelled"}
+        assert sum(e["event"]["type"] == "RUN_STARTED" for e in client.events) == 1
+
+
+async def test_a_run_ends_when_its_worker_and_its_node_are_killed_together(
+    mortal: Stack,
+) -> None:
+    async with socket(mortal.ws_of()) as client:
+        await client.open(agent="counting")
+        await client.ask("message", content="count 400 10")
+        while len(client.events) < 10:
+            await client.receive()
+        mortal.workers[0].kill()
+        mortal.kill_node()
+        assert await client.closed() == 1006
+    mortal.start_node()
+    async with socket(mortal.ws_of()) as back:
+        await back.open(session_id=client.session_id, after=client.cursor)
+        assert back.opened["resumed"] is True
+        end = await back.until_event(*TERMINAL)
+        assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
+    events = client.events + back.events
+    assert seqs(events) == list(range(1, len(events) + 1))
+
+
+async def test_a_message_without_any_worker_ends(tmp_path: Path) -> None:
+    with Stack.running(tmp_path, agent=COUNTING, GATEWAY_LIMIT_QUEUE_WAIT_S="0.5") as stack:
+        assert stack.workers[0].stop() == 0
+        async with socket(stack.ws_of()) as client:
+            await client.open(agent="counting")
+            await client.ask("message", content="count 1 1")
+            end = await client.until_event(*TERMINAL)
+            assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "no_worker")
+
+
+async def test_a_stopping_worker_finishes_what_it_has_begun(mortal: Stack) -> None:
+    async with socket(mortal.ws_of()) as client:
+        await client.open(agent="counting")
+        await client.ask("message", content="count 100 5")
+        await client.until_event("TEXT_MESSAGE_CONTENT")
+        mortal.workers[0].signal(signal.SIGTERM)
+        assert (await client.until_event(*TERMINAL))["event"]["type"] == "RUN_FINISHED"
+        assert client.text() == expected(100)
+        assert mortal.workers[0].stop() == 0
+
+
+async def test_a_node_that_stops_closes_its_sockets_with_a_reconnect_code(
+    mortal: Stack,
+) -> None:
+    async with socket(mortal.ws_of()) as client:
+        await client.open(agent="counting")
+        mortal.nodes[0].signal(signal.SIGTERM)
+        assert await client.closed() == 1012
+        assert mortal.nodes[0].stop() == 0

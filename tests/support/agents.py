@@ -1,0 +1,26 @@
+"""An agent whose answers are known to the last character."""
+
+import asyncio
+
+from gateway.agents import Agent, Run
+
+counting = Agent("counting", description="Counts: `count N PAUSE_MS`, or holds its tongue")
+
+
+def expected(count: int) -> str:
+    """What `count N` must answer."""
+    return "".join(f"{number} " for number in range(count))
+
+
+@counting.run
+async def answer(run: Run) -> None:
+    """Counts, or says nothing at all."""
+    command, *arguments = run.text.split()
+    if command == "silent":
+        await asyncio.Event().wait()
+    count, pause_ms = (int(argument) for argument in arguments)
+    async with run.message() as message:
+        for number in range(count):
+            await message.write(f"{number} ", tokens=1)
+            await asyncio.sleep(pause_ms / 1000)
+    run.usage(model="counting", input_tokens=3, output_tokens=count + 2)

@@ -1,0 +1,168 @@
+"""A node's edges on a little bus, and under a real uvicorn where sockets matter."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges.connection import ConnectionLimits
+from gateway.edges.guard import LOOPBACK, Guard
+from gateway.edges.problem import on_http_exception
+from gateway.edges.socket import WebSocketProtocol
+from gateway.session.hub import Hub
+from gateway.session.service import SessionService
+from gateway.session.wheel import Wheel
+from support.little_bus import CountingProbe, LittleBus
+
+
+class Node:
+    """The edges, composed as the gateway composes them."""
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self.bus = LittleBus()
+        self.probe = CountingProbe()
+        self.errors: list[Exception] = []
+        self.wheel = Wheel(time.monotonic, self.report, tick_s=0.02)
+        self.hub = Hub(
+            sessions=self.bus,
+            notices=self.bus,
+            probe=self.probe,
+            node="n1",
+            clock=time.monotonic,
+            now_ms=lambda: 5000,
+            wheel=self.wheel,
+            report=self.report,
+        )
+        service = SessionService(
+            sessions=self.bus,
+            queue=self.bus,
+            directory=self.bus,
+            hub=self.hub,
+            probe=self.probe,
+            node="n1",
+            now_ms=lambda: 5000,
+        )
+        self.edge = websocket.WebSocketEdge(
+            service=service,
+            hub=self.hub,
+            probe=self.probe,
+            wheel=self.wheel,
+            clock=time.monotonic,
+            limits=limits,
+        )
+        self.readiness = health.Readiness({"redis": self.ping}, interval_s=0.01)
+        self.app = Starlette(
+            routes=[
+                *websocket.routes(self.edge),
+                *http.routes(service, self.bus),
+                *health.routes(self.readiness),
+                *metrics.routes(lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8")),
+                *pages.routes(),
+            ],
+            middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
+            exception_handlers={HTTPException: on_http_exception},
+        )
+        self.port = 0
+
+    def report(self, _message: str, error: Exception) -> None:
+        self.errors.append(error)
+
+    async def ping(self) -> None:
+        if self.bus.down:
+            raise ConnectionError("no Redis")
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+
+@asynccontextmanager
+async def serving(limits: ConnectionLimits | None = None) -> AsyncIterator[Node]:
+    """The node under a real uvicorn on loopback."""
+    node = Node(limits)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        node.port = listener.getsockname()[1]
+        server = uvicorn.Server(
+            uvicorn.Config(
+                node.app,
+                ws=WebSocketProtocol,
+                ws_max_size=64 * 1024,
+                ws_per_message_deflate=False,
+                lifespan="off",
+                log_config=None,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(node.wheel.run()), tasks.create_task(node.hub.run())]
+            running = tasks.create_task(server.serve(sockets=[listener]))
+            while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
+                await asyncio.sleep(0.005)
+            try:
+                yield node
+            finally:
+                server.should_exit = True
+                await running
+                await node.hub.close()
+                for task in background:
+                    task.cancel()
+    assert node.errors == []
+    assert node.edge.open_sockets == 0, "a connection was left behind"
+    assert node.probe.facts["connections default"] == 0
+    assert node.probe.facts["active"] == 0
+
+
+class Talk:
+    """One client connection, frame by frame."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.unread: list[dict] = []
+
+    async def send(self, **frame: object) -> None:
+        await self.socket.send(msgspec.json.encode(frame).decode())
+
+    async def receive(self) -> dict:
+        async with asyncio.timeout(5):
+            return msgspec.json.decode(await self.socket.recv())
+
+    async def ask(self, **frame: object) -> dict:
+        await self.send(**frame)
+        return await self.receive()
+
+    async def closed(self) -> int:
+        """Waits for the end, and answers its code; what came before is in `unread`."""
+        with contextlib.suppress(ConnectionClosed):
+            async with asyncio.timeout(5):
+                while True:
+                    self.unread.append(msgspec.json.decode(await self.socket.recv()))
+        assert self.socket.close_code is not None
+        return self.socket.close_code
+
+
+@asynccontextmanager
+async def talking(node: Node, **options: object) -> AsyncIterator[Talk]:
+    options.setdefault("subprotocols", ["nooble.v1"])
+    async with connect(node.url, **options) as socket:  # type: ignore[arg-type]
+        yield Talk(socket)
+
+
+@asynccontextmanager
+async def in_session(node: Node, **options: object) -> AsyncIterator[Talk]:
+    """A client in a new session, snapshot read."""
+    async with talking(node, **options) as talk:
+        assert (await talk.ask(type="open", id="o", agent="demo"))["type"] == "opened"
+        assert (await talk.receive())["type"] == "snapshot"
+        yield talk

@@ -1,0 +1,205 @@
+"""Guarantee 9: only a session's home counts it and its events, each once."""
+
+import asyncio
+
+from support.little_bus import KEY
+
+from gateway.session.model import SessionKey
+
+
+async def test_the_home_counts_and_another_node_does_not(world):
+    world.bus.make(home="elsewhere")
+    await world.join()
+    world.bus.append("E", out=5)
+    world.bus.append("F", role="assistant")
+    await world.settle()
+    assert world.probe.facts == {}
+    mine = SessionKey("acme", "mine")
+    world.bus.make(mine)
+    await world.join(key=mine)
+    world.bus.append("E", key=mine, out=5, into=2)
+    await world.settle()
+    assert world.probe.facts == {"active": 1, "output": 5, "input": 2}
+
+
+async def test_every_event_is_counted_once_whatever_the_channel_does(world):
+    session = world.bus.make()
+    await world.join()
+    await world.settle()
+    world.bus.append("S")
+    world.bus.append("E", out=1)
+    world.bus.lose = 2
+    world.bus.append("E", out=10)
+    world.bus.append("F", out=100, role="assistant", ts_ms=4000)
+    world.bus.append("S", run="r2")
+    world.bus.deliver(session.log[3])
+    world.bus.restore()
+    await world.settle()
+    assert world.probe.facts["output"] == 111
+    assert world.probe.facts["runs ended"] == 1
+    assert world.probe.deliveries == [1.0]
+
+
+async def test_a_clock_that_runs_behind_redis_gives_no_negative_time(world):
+    world.bus.make()
+    await world.join()
+    world.bus.append("F", ts_ms=9999)
+    await world.settle()
+    assert world.probe.deliveries == [0.0]
+
+
+async def test_two_sockets_count_as_one_session(world):
+    world.bus.make()
+    first, second = await world.join(), await world.join()
+    assert world.probe.facts["active"] == 1
+    world.hub.detach(first.attachment)
+    await world.pass_time(200)
+    assert world.probe.facts["active"] == 1
+    world.hub.detach(second.attachment)
+    await world.pass_time(121)
+    assert world.probe.facts["active"] == 0
+
+
+async def test_the_home_lasts_through_the_resume_grace(world):
+    session = world.bus.make()
+    client = await world.join()
+    world.hub.detach(client.attachment)
+    await world.pass_time(119)
+    assert session.home == "n1"
+    world.bus.append("E", out=7)
+    assert world.probe.facts["output"] == 7, "it goes on following and counting"
+    await world.pass_time(3)
+    assert session.home == ""
+    assert world.probe.facts["active"] == 0
+    assert world.bus.followers[KEY] == []
+    assert world.hub.find(KEY) is None
+
+
+async def test_who_comes_back_within_the_grace_is_no_new_session(world):
+    session = world.bus.make()
+    client = await world.join()
+    world.hub.detach(client.attachment)
+    await world.pass_time(100)
+    await world.join()
+    await world.pass_time(100)
+    assert session.home == "n1"
+    assert world.probe.facts["active"] == 1
+
+
+async def test_an_open_run_keeps_its_home(world):
+    session = world.bus.make()
+    client = await world.join()
+    world.bus.append("S")
+    world.hub.detach(client.attachment)
+    await world.pass_time(500)
+    assert session.home == "n1"
+    world.bus.append("F")
+    await world.pass_time(121)
+    assert session.home == ""
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_run_that_never_was_does_not_keep_the_home(world):
+    """A run may end without this node's knowledge; the bus knows better."""
+    session = world.bus.make()
+    client = await world.join()
+    world.hub.expect_run(KEY, "ghost")
+    world.hub.detach(client.attachment)
+    await world.pass_time(121)
+    assert session.home == ""
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_session_made_without_a_socket_is_followed_and_left(world):
+    session = world.bus.make()
+    view = await world.bus.open(KEY, "anonymous", node="n1")
+    world.hub.adopt(view)
+    assert world.probe.facts["active"] == 1
+    world.bus.append("E", out=3)
+    await world.pass_time(2)
+    assert world.probe.facts["output"] == 3
+    await world.pass_time(121)
+    assert session.home == ""
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_home_that_was_given_up_is_taken_by_a_node_with_sockets(world):
+    session = world.bus.make(home="n1")
+    other = world.make_hub("n2")
+    world.start(other.run())
+    client = await world.join(hub=other)
+    assert world.probe.facts["active"] == 0
+    session.home = ""
+    await world.pass_time(31)
+    assert session.home == "n2"
+    assert world.probe.facts["active"] == 1
+    assert client.closed is None
+
+
+async def test_the_home_of_a_dead_node_is_taken_at_once(world):
+    session = world.bus.make(home="dead")
+    await world.join()
+    world.hub.heard({"n1": True, "dead": True}, interrupted=False)
+    await world.settle()
+    assert session.home == "dead"
+    world.hub.heard({"n1": True, "dead": False}, interrupted=False)
+    await world.settle()
+    assert session.home == "n1"
+    assert world.probe.facts["active"] == 1
+
+
+async def test_a_home_that_others_took_during_an_interruption_is_counted_no_more(world):
+    session = world.bus.make()
+    await world.join()
+    session.home = "n2"
+    world.hub.heard({"n1": True, "n2": True}, interrupted=True)
+    await world.settle()
+    assert world.probe.facts["active"] == 0
+
+
+async def test_who_comes_while_the_home_is_being_left(world):
+    """Found home a moment ago, and home no more: the node with the socket must take it again."""
+    for steps in range(15):
+        session = world.bus.make()
+        client = await world.join()
+        world.hub.detach(client.attachment)
+        world.clock.now += 121
+        world.wheel.advance()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        back = await world.join()
+        await world.settle()
+        assert session.home == "n1", f"after {steps} steps"
+        assert world.probe.facts["active"] == 1, f"after {steps} steps"
+        world.hub.detach(back.attachment)
+        await world.pass_time(122)
+        assert world.probe.facts["active"] == 0
+
+
+async def test_the_end_of_a_session_ends_its_counting(world):
+    world.bus.make()
+    await world.join()
+    world.bus.push(b"!ended")
+    await world.settle()
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_clean_stop_leaves_every_home(world):
+    keys = [SessionKey("acme", f"s{number}") for number in range(50)]
+    for key in keys:
+        world.bus.make(key)
+        await world.join(key=key)
+    assert world.probe.facts["active"] == 50
+    await world.hub.close()
+    assert world.probe.facts["active"] == 0
+    assert {session.home for session in world.bus.sessions.values()} == {""}
+    assert all(followers == [] for followers in world.bus.followers.values())
+
+
+async def test_a_stop_without_redis_counts_down_all_the_same(world):
+    world.bus.make()
+    await world.join()
+    world.bus.down = True
+    await world.hub.close()
+    assert world.probe.facts["active"] == 0
+    world.bus.down = False

@@ -1,0 +1,117 @@
+"""What a client asks for, as the bus is asked for it."""
+
+import msgspec
+import pytest
+from support.little_bus import KEY
+
+from gateway.session.errors import Refused
+from gateway.session.model import Principal
+from gateway.session.service import SessionService, digest, run_fields
+from protocol.codes import ErrorCode
+from protocol.frames import Answer, AnswerEntry, Close, Message, ToolResult
+
+ANONYMOUS = Principal("acme", "anonymous")
+
+
+@pytest.fixture
+def service(world) -> SessionService:
+    return SessionService(
+        sessions=world.bus,
+        queue=world.bus,
+        directory=world.bus,
+        hub=world.hub,
+        probe=world.probe,
+        node="n1",
+        now_ms=lambda: world.now_ms,
+    )
+
+
+def decode(kind: type, text: str):
+    return msgspec.json.decode(text, type=kind)
+
+
+def test_the_digest_is_of_the_content_and_not_of_its_spelling():
+    one = decode(Message, '{"type":"message","id":"a","content":[{"x":1,"y":2}],"traceparent":"t"}')
+    two = decode(
+        Message,
+        '{ "content": [{"y": 2, "x": 1}], "when_busy": "enqueue", "type": "message", "id": "b" }',
+    )
+    assert digest(one) == digest(two)
+    assert len(digest(one)) == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Message("a", "ho"),
+        Message("a", "hi", when_busy="reject"),
+        Message("a", "hi", state=None),
+        Message("a", "hi", tools=[]),
+        ToolResult("a", "c", "hi"),
+        Answer("a", [AnswerEntry("i", "resolved")]),
+    ],
+)
+def test_another_content_has_another_digest(other):
+    assert digest(Message("a", "hi")) != digest(other)
+
+
+def test_the_fields_of_a_run():
+    assert run_fields(Message("a", "hi")) == b""
+    full = Message("a", "hi", tools=[{"name": "t"}], context=[], state=None, metadata={"k": 1})
+    assert msgspec.json.decode(b"{" + run_fields(full) + b"}") == {
+        "tools": [{"name": "t"}],
+        "context": [],
+        "state": None,
+        "forwardedProps": {"k": 1},
+    }
+
+
+async def test_a_message_carries_what_its_run_needs(world, service):
+    world.bus.make()
+    world.bus.append()
+    await world.join()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    ack = await service.message(view, Message("m1", "hi", traceparent="00-x"))
+    [new] = world.bus.accepted
+    assert new.message == b'{"id":"m1","role":"user","content":"hi"}'
+    assert (new.frame_id, new.run_id, new.traceparent) == ("m1", ack.run_id, "00-x")
+    assert (new.seen.epoch, new.seen.seq) == ("e1", 1)
+    assert world.bus.dispatched[0].run_id == ack.run_id
+
+
+async def test_only_a_known_agent_gets_sessions(world, service):
+    with pytest.raises(Refused) as refusal:
+        await service.create(ANONYMOUS, "nobody", None)
+    assert refusal.value.code == ErrorCode.AGENT_NOT_FOUND
+    assert world.bus.sessions == {}
+
+
+async def test_a_given_id_creates_once_and_for_one_agent(world, service):
+    world.bus.agent_names.add("other")
+    first = await service.create(ANONYMOUS, "demo", None, session_id="s9")
+    again = await service.create(ANONYMOUS, "demo", None, session_id="s9")
+    assert (first.created, again.created) == (True, False)
+    assert world.probe.facts["created"] == 1
+    with pytest.raises(Refused) as refusal:
+        await service.create(ANONYMOUS, "other", None, session_id="s9")
+    assert refusal.value.code == ErrorCode.ID_CONFLICT
+
+
+async def test_the_end_is_counted_by_the_call_that_made_it(world, service):
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    await service.close(view, Close("c1"))
+    await service.close(view, Close("c2"))
+    assert world.probe.facts["completed completed"] == 1
+    assert world.probe.durations == [60.0]
+
+
+async def test_followers_that_missed_the_end_learn_it_from_a_refusal(world, service):
+    session = world.bus.make()
+    client = await world.join()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    session.ended = True
+    with pytest.raises(Refused):
+        await service.message(view, Message("m", "hi"))
+    await world.settle()
+    assert client.closed == 4410
