@@ -1,14 +1,13 @@
 """The composition root: builds the parts and wires them through the ports of the domain.
 
-A process is a node (`serve_node`) or a worker (`serve_agent`); both stop in order when told to, and
-nothing of theirs outlives them.
+A process is a node (`server.serve_node`) or a worker (`serve_agent`); both stop in order when told
+to, and nothing of theirs outlives them.
 """
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from loguru import logger
@@ -24,6 +23,7 @@ from gateway.bus.embedded import embedded_server
 from gateway.edges import health, http, metrics, pages, websocket
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.session.deadlines import Sweep
+from gateway.session.errors import Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
@@ -135,32 +135,18 @@ class Node:
             self._readiness.run(),
         ]
 
+    def drain(self) -> None:
+        """The node is about to stop: it is not ready any more."""
+        self._readiness.draining = True
+
     async def leave(self) -> None:
         """Gives up what this node holds, once its sockets are gone."""
         await self._hub.close()
-        await self._bus.deadlines.leave(self.node_id)
+        with suppress(Unavailable):  # then its lease tells
+            await self._bus.deadlines.leave(self.node_id)
 
     async def _ping(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
-
-
-async def serve_node(
-    bus: Bus, limits: Limits, listener: socket.socket, on_stop: Callable[[Callable[[], None]], None]
-) -> None:
-    """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
-    from gateway.server import create_server, url_of
-
-    node = Node(bus, limits)
-    server = create_server(node.app)
-    on_stop(server.stop)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(part) for part in node.background()]
-        logger.bind(url=url_of(listener), node=node.node_id).info("gateway is ready")
-        await server.serve(sockets=[listener])
-        await node.leave()
-        for task in tasks:
-            task.cancel()
-    logger.info("gateway has stopped")
 
 
 async def serve_agent(

@@ -116,8 +116,8 @@ class _Stopper:
 
 
 async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
-    from gateway.app import open_bus, redis_url, serve_node
-    from gateway.server import bind, url_of
+    from gateway.app import open_bus, redis_url
+    from gateway.server import bind, serve_node, url_of
 
     stopper = _Stopper()
     stopper.install()

@@ -1,14 +1,19 @@
-"""The uvicorn server: the socket is bound by us, and signals are ours."""
+"""A node as a process: uvicorn's server on a socket that we bound, with signals that are ours."""
 
+import asyncio
 import ipaddress
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import uvicorn
+from loguru import logger
 from starlette.types import ASGIApp
 
+from gateway.app import Node
+from gateway.bus.bus import Bus
 from gateway.edges.socket import WebSocketProtocol
+from gateway.session.model import Limits
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
 
 PING_INTERVAL_S = 25.0
@@ -88,3 +93,25 @@ def create_server(app: ASGIApp) -> Server:
             timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         )
     )
+
+
+async def serve_node(
+    bus: Bus, limits: Limits, listener: socket.socket, on_stop: Callable[[Callable[[], None]], None]
+) -> None:
+    """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
+    node = Node(bus, limits)
+    server = create_server(node.app)
+
+    def stop() -> None:
+        node.drain()
+        server.stop()
+
+    on_stop(stop)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(part) for part in node.background()]
+        logger.bind(url=url_of(listener), node=node.node_id).info("gateway is ready")
+        await server.serve(sockets=[listener])
+        await node.leave()
+        for task in tasks:
+            task.cancel()
+    logger.info("gateway has stopped")

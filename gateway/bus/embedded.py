@@ -191,17 +191,15 @@ async def _stop(socket: Path, process: "subprocess.Popen[bytes] | None") -> None
         with suppress(ProcessLookupError, TimeoutError):
             os.kill(process_id, number)
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                while process.poll() is None if process else _exists(process_id):
-                    await asyncio.sleep(_POLL_S)
+                await _gone(process_id, process)
             return
 
 
-def _exists(process_id: int) -> bool:
-    try:
+async def _gone(process_id: int, process: "subprocess.Popen[bytes] | None") -> None:
+    """Waits until the server has ended; raises `ProcessLookupError` when it was not our child."""
+    while process is None or process.poll() is None:
         os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        await asyncio.sleep(_POLL_S)
 
 
 def _last_log_line(folder: Path) -> str:

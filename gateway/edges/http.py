@@ -45,8 +45,9 @@ def routes(
     async def create_session(request: Request) -> Response:
         who = authenticate(request.headers, None)
         body = parse(await read_body(request))
-        if body.user_id is not None:
-            who = Principal(who.tenant, body.user_id)
+        if body.user_id not in (None, who.user):
+            # Else the session would belong to somebody whom no socket could prove to be.
+            raise Refused(ErrorCode.FORBIDDEN, f"you are user {who.user!r} here", param="user_id")
         with log_context(
             tenant_id=who.tenant, request_id=request.headers.get("x-request-id", "")[:128] or None
         ):

@@ -55,7 +55,12 @@ async def attached(
 ) -> AsyncGenerator[tuple[Session, Peer]]:
     async with connect(
         server.url,
-        **{"agent": "demo", "random": lambda: RANDOM, "sleep": naps or Naps(), **options},
+        **{
+            "agent": "demo",
+            "random": lambda: RANDOM,
+            "sleep": Naps() if naps is None else naps,
+            **options,
+        },
     ) as session:
         yield session, await server.accept()
 

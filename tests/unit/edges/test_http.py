@@ -43,7 +43,7 @@ def assert_problem(response: httpx.Response, status: int, code: str, param: str 
 async def test_a_session_is_created(client, node):
     response = await client.post(
         "/api/v1/sessions",
-        json={"agent_id": "demo", "user_id": "user-123", "metadata": {"a": 1}},
+        json={"agent_id": "demo", "user_id": "anonymous", "metadata": {"a": 1}},
         headers={"X-Tenant-ID": "acme-corp"},
     )
     assert response.status_code == 201
@@ -52,7 +52,7 @@ async def test_a_session_is_created(client, node):
     assert body == {
         "agent_id": "demo",
         "tenant_id": "acme-corp",
-        "user_id": "user-123",
+        "user_id": "anonymous",
         "state": "idle",
         "created_at": "2023-11-14T22:13:20.000Z",
         "cursor": {"epoch": "e1", "seq": 0},
@@ -66,11 +66,19 @@ async def test_without_user_and_tenant_it_is_the_anonymous_one(client):
     assert (body["tenant_id"], body["user_id"]) == ("default", "anonymous")
 
 
-async def test_an_idempotency_key_makes_one_session_per_tenant_and_user(client, node):
-    async def create(tenant: str = "a", user: str = "u", key: str = "k1") -> str:
+async def test_a_session_cannot_be_created_for_somebody_else(client, node):
+    response = await client.post(
+        "/api/v1/sessions", json={"agent_id": "demo", "user_id": "user-123"}
+    )
+    assert_problem(response, 403, "forbidden", "user_id")
+    assert node.probe.facts == {}
+
+
+async def test_an_idempotency_key_makes_one_session_per_tenant(client, node):
+    async def create(tenant: str = "a", key: str = "k1") -> str:
         response = await client.post(
             "/api/v1/sessions",
-            json={"agent_id": "demo", "user_id": user},
+            json={"agent_id": "demo"},
             headers={"Idempotency-Key": key, "X-Tenant-ID": tenant},
         )
         assert response.status_code == 201
@@ -78,10 +86,8 @@ async def test_an_idempotency_key_makes_one_session_per_tenant_and_user(client, 
 
     first = await create()
     assert await create() == first
-    assert (
-        len({first, await create(tenant="b"), await create(user="v"), await create(key="k2")}) == 4
-    )
-    assert node.probe.facts["created"] == 4
+    assert len({first, await create(tenant="b"), await create(key="k2")}) == 3
+    assert node.probe.facts["created"] == 3
 
 
 async def test_an_idempotency_key_for_another_agent_is_a_conflict(client, node):

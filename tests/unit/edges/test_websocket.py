@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from support.edges import in_session, serving, talking
+from support.edges import Node, in_session, serving, talking
 from support.little_bus import KEY
 from websockets.exceptions import InvalidStatus
 
@@ -336,3 +336,22 @@ async def test_draining_sends_clients_away_and_takes_no_new_ones(node):
             pass
     assert refusal.value.response.status_code == 503
     assert refusal.value.response.headers["Retry-After"] == "1"
+
+
+async def test_under_another_server_a_stuck_socket_still_ends_its_connection():
+    """Without our protocol class nobody frees a `send` that waits for ever."""
+    node = Node(ConnectionLimits(stall_timeout_s=0.1))
+    incoming: asyncio.Queue[dict] = asyncio.Queue()
+    incoming.put_nowait({"type": "websocket.connect"})
+    incoming.put_nowait({"type": "websocket.receive", "text": '{"type":"ping","t":1}'})
+
+    async def send(message: dict) -> None:
+        if message["type"] == "websocket.send":
+            await asyncio.Event().wait()
+
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "subprotocols": []}
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        turning = tasks.create_task(node.wheel.run())
+        await node.edge(scope, incoming.get, send)
+        turning.cancel()
+    assert node.edge.open_sockets == 0
