@@ -1,6 +1,7 @@
 """The commands. Exit codes: 0, 1 (failed, with one line that says why), 2 (wrong usage)."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -9,10 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from gateway.bus.connection import UnusableRedis, mask
-from gateway.server import CannotListen
+from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
-from gateway.settings import Settings, SettingsError, load_settings
+from gateway.settings import Settings, load_settings
 
 DEMO_AGENT = "gateway.agents.demo:agent"
 _CHILD_STOP_TIMEOUT_S = 35.0
@@ -75,6 +75,8 @@ def chat(
 @app.command()
 def config() -> None:
     """Prints the effective settings, and checks them. Secrets are masked."""
+    from gateway.bus.connection import mask
+
     settings, limits = _settings()
     for name, value in settings.model_dump().items():
         alias = str(Settings.model_fields[name].validation_alias)
@@ -173,7 +175,7 @@ class _DemoWorker:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            env=_environment(REDIS_URL=self._url),
+            env={**os.environ, "REDIS_URL": self._url},
             start_new_session=True,
         )
 
@@ -203,16 +205,10 @@ class _DemoWorker:
             process.stdin.close()
 
 
-def _environment(**changes: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, **changes}
-
-
 def _settings(**overrides: Any) -> tuple[Settings, Limits]:
     try:
         return load_settings(**overrides)
-    except SettingsError as error:
+    except CannotStart as error:
         _fail(str(error))
 
 
@@ -220,14 +216,13 @@ def _start(settings: Settings, main_task: Callable[[], Coroutine[Any, Any, None]
     """Runs a process to its end. A foreseen fault is one line and exit code 1."""
     import uvloop
 
-    from gateway.agents.loading import AgentNotLoadable
     from gateway.telemetry.logs import configure_logging
 
     logs = configure_logging(level=settings.log_level, style=settings.log_format)
     failure = ""
     try:
         uvloop.run(main_task())
-    except (UnusableRedis, CannotListen, AgentNotLoadable) as error:
+    except CannotStart as error:
         failure = str(error)
     finally:
         logs.close()

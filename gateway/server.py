@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from gateway.app import Node
 from gateway.bus.bus import Bus
 from gateway.edges.socket import WebSocketProtocol
+from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
 
@@ -22,7 +23,7 @@ _CLOSE_TIMEOUT_S = 5
 _BACKLOG = 2048
 
 
-class CannotListen(Exception):
+class CannotListen(CannotStart):
     """The address cannot be served; the message is one line for a person."""
 
 

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 
 LIMIT_PREFIX = "GATEWAY_LIMIT_"
 
 
-class SettingsError(Exception):
+class SettingsError(CannotStart):
     """A setting is wrong; the message has one line for each, for a person."""
 
 

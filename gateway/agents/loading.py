@@ -6,9 +6,10 @@ import traceback
 from pathlib import Path
 
 from gateway.agents.sdk import Agent
+from gateway.session.errors import CannotStart
 
 
-class AgentNotLoadable(Exception):
+class AgentNotLoadable(CannotStart):
     """There is no agent to run at that place; the text is one line, for the author."""
 
 

@@ -8,6 +8,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
 
+from gateway.session.errors import CannotStart
+
 Client = Redis | RedisCluster
 
 CLUSTER_SCHEME = "redis+cluster://"
@@ -19,7 +21,7 @@ _MAX_CONNECTIONS = 64
 _MINIMUM_VERSION = (7, 0)
 
 
-class UnusableRedis(Exception):
+class UnusableRedis(CannotStart):
     """Redis cannot be used; the message is one line for a person."""
 
 

@@ -70,8 +70,10 @@ class Buffer(Generic[T]):
 class Reader(Generic[T]):
     """An iteration over a buffer. It lasts as long as it is held: a loop that was left is over."""
 
-    def __init__(self, buffer: Buffer[T]) -> None:
+    def __init__(self, buffer: Buffer[T], source: object = None) -> None:
+        """`source` fills the buffer, and must live for that as long as this does."""
         self.buffer = buffer
+        self._source = source
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -113,7 +115,7 @@ class RunFeed:
 
     def read(self) -> Reader[JsonObject]:
         """Begins, or goes on with, the iteration."""
-        reader = Reader(self._buffer)
+        reader = Reader(self._buffer, self)
         self._reader = weakref.ref(reader, lambda _: self._on_room())
         return reader
 

@@ -3,6 +3,10 @@
 from protocol.codes import ErrorCode
 
 
+class CannotStart(Exception):
+    """The process cannot do its work; the message is for a person: what, where, what to do."""
+
+
 class Refused(Exception):
     """A request that the gateway refuses.
 

@@ -91,8 +91,8 @@ def running(
         yield port, process
     finally:
         if process.poll() is None:
-            process.kill()
-        process.wait()
+            process.terminate()  # in order, so that its children go as well
+        process.wait(30)
         os.close(terminal)
 
 
