@@ -1,5 +1,6 @@
 """`REDIS_URL` to a client, and what is checked before anything is served."""
 
+import asyncio
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -33,7 +34,9 @@ def create_client(url: str) -> Client:
     """
     options: dict[str, Any] = {
         "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-        "socket_timeout": _ANSWER_TIMEOUT_S,
+        # Not redis-py's own: before Python 3.12 its `asyncio.wait_for` around each send swallows a
+        # cancellation that comes when the send is done, and the task never ends. See `in_time`.
+        "socket_timeout": None,
         "socket_keepalive": True,
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),  # repeating is ours: only we know what is idempotent
@@ -55,6 +58,15 @@ def create_client(url: str) -> Client:
     return Redis.from_pool(pool)
 
 
+def in_time() -> asyncio.Timeout:
+    """Bounds the wait for an answer; to be entered around every call of the client.
+
+    Raises:
+        TimeoutError: the answer did not come; what was asked may have happened.
+    """
+    return asyncio.timeout(_ANSWER_TIMEOUT_S)
+
+
 def create_connection(client: Client, channel: str) -> AbstractConnection:
     """A connection of its own to the server that carries `channel`, not yet connected."""
     if isinstance(client, RedisCluster):
@@ -72,12 +84,13 @@ async def check_server(client: Client, url: str) -> None:
     """
     where = f"REDIS_URL={mask(url)}"
     try:
-        if isinstance(client, RedisCluster):
-            await client.initialize()
-            node: Any = client.get_default_node()
-            info: dict[str, Any] = await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType]
-        else:
-            info = await client.info()  # pyright: ignore[reportUnknownMemberType]
+        async with in_time():
+            if isinstance(client, RedisCluster):
+                await client.initialize()
+                node: Any = client.get_default_node()
+                info: dict[str, Any] = await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType]
+            else:
+                info = await client.info()  # pyright: ignore[reportUnknownMemberType]
     except AuthenticationError as error:
         raise UnusableRedis(f"{where}: the server refuses the credentials ({error})") from None
     except (RedisError, RedisClusterException, OSError) as error:

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
+from gateway.bus.connection import Client, in_time
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.runs import finish_arguments
 from gateway.bus.scripts import TRANSIENT, call
@@ -42,7 +42,8 @@ class RedisDeadlines:
                     num=limit,
                     withscores=True,
                 )
-            pages: list[list[tuple[bytes, float]]] = await pipeline.execute()
+            async with in_time():
+                pages: list[list[tuple[bytes, float]]] = await pipeline.execute()
         except TRANSIENT:
             raise Unavailable from None
         return [_parse(member, score) for page in pages for member, score in page]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
+from gateway.bus.connection import Client, in_time
 from gateway.bus.scripts import TRANSIENT, call
 from gateway.session.errors import Unavailable
 from gateway.session.model import AgentInfo, AgentStatus, WorkerInfo
@@ -66,13 +66,17 @@ class RedisDirectory:
     async def _write(self, info: AgentInfo) -> None:
         record = msgspec.json.encode(info)
         try:
-            await self._client.hset(keys.AGENTS, info.name, cast("Any", record))
+            async with in_time():
+                await self._client.hset(keys.AGENTS, info.name, cast("Any", record))
         except TRANSIENT:
             raise Unavailable from None
 
     async def _read(self) -> dict[str, AgentInfo]:
         try:
-            records = await cast("Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.AGENTS))
+            async with in_time():
+                records = await cast(
+                    "Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.AGENTS)
+                )
         except TRANSIENT:
             raise Unavailable from None
         return {

@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from loguru import logger
 from redis.asyncio import RedisCluster
@@ -18,7 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from gateway.bus import keys
-from gateway.bus.connection import Client, create_connection
+from gateway.bus.connection import Client, create_connection, in_time
 from gateway.bus.scripts import TRANSIENT
 from gateway.session.errors import Unavailable
 from gateway.session.model import SessionKey
@@ -159,7 +159,8 @@ class _Link:
         while True:
             connection = self._connect()
             try:
-                await connection.connect()
+                async with in_time():
+                    await connection.connect()
                 pause_s = _BACKOFF_S[0]
                 await self._serve(connection)
             except* (*TRANSIENT, ResponseError) as group:
@@ -207,8 +208,8 @@ class _Link:
     async def _read(self, connection: AbstractConnection, restored: set[str]) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            message: list[Any] = await connection.read_response(  # pyright: ignore[reportAssignmentType]
-                disable_decoding=True, timeout=math.inf
+            message: list[Any] = cast(
+                "Any", await connection.read_response(disable_decoding=True, timeout=math.inf)
             )
             self._heard_at = loop.time()
             if message[0] == b"smessage":

@@ -24,7 +24,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from gateway.bus.connection import Client
+from gateway.bus.connection import Client, in_time
 from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
 from protocol.codes import ErrorCode
 
@@ -86,10 +86,11 @@ async def call(client: Client, name: str, key: str, *arguments: Argument) -> lis
 
 
 async def _evaluate(client: Client, name: str, key: str, arguments: Sequence[Argument]) -> Any:
-    try:
-        return await client.evalsha(digest(name), 1, key, *arguments)
-    except NoScriptError:
-        return await client.eval(source(name), 1, key, *arguments)
+    async with in_time():
+        try:
+            return await client.evalsha(digest(name), 1, key, *arguments)
+        except NoScriptError:
+            return await client.eval(source(name), 1, key, *arguments)
 
 
 def check(answer: Any) -> list[Any]:

@@ -29,6 +29,7 @@ class Faulty:
     def __init__(self, part: Any) -> None:
         self._part = part
         self.down: set[str] = set()
+        self.gates: dict[str, asyncio.Event] = {}
         self._tried: Counter[str] = Counter()
         self._called = asyncio.Event()
 
@@ -40,6 +41,8 @@ class Faulty:
             self._called.set()
             if name in self.down:
                 raise Unavailable
+            if name in self.gates:
+                await self.gates[name].wait()
             return await method(*arguments)
 
         return call
@@ -78,7 +81,7 @@ def worker_of(talk: Talk, function: Function, **options: Any) -> Worker:
 @asynccontextmanager
 async def working(talk: Talk, function: Function, **options: Any) -> AsyncIterator[Worker]:
     worker = worker_of(talk, function, **options)
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         group.create_task(worker.run())
         yield worker
         worker.stop()
@@ -260,6 +263,28 @@ async def test_who_lost_the_lease_is_silent(quick_bus: Bus) -> None:
     await talk.append(other, 0, "CUSTOM")
 
 
+async def test_a_renewal_that_is_refused_stops_the_agent(quick_bus: Bus) -> None:
+    """An agent that says nothing would hear of it nowhere else."""
+    talk = Talk(quick_bus)
+    await talk.open()
+    thinking, stopped = asyncio.Event(), asyncio.Event()
+
+    async def silent(_run: Run) -> None:
+        try:
+            thinking.set()
+            await until_cancelled()
+        finally:
+            stopped.set()
+
+    async with working(talk, silent, lease_s=1.5):
+        ref = await send(talk)
+        await thinking.wait()
+        await talk.advance("lease")
+        assert await quick_bus.runs.claim(ref, "another") is not None
+        await stopped.wait()
+    assert await talk.kinds() == "S"
+
+
 async def test_leases_that_cannot_be_renewed_stop_the_agents(talk: Talk) -> None:
     stopped = asyncio.Event()
 
@@ -331,6 +356,23 @@ async def test_stop_hands_back_what_has_not_begun(talk: Talk) -> None:
         await send(talk)
         await thinking.wait()
     assert await talk.kinds() == "S"
+    async with working(talk, echo):
+        assert await log_of(talk, "F") == "SEEEF"
+
+
+async def test_a_claim_that_comes_through_after_stop_is_handed_back(talk: Talk) -> None:
+    runs = Faulty(talk.bus.runs)
+    runs.gates["claim"] = asyncio.Event()
+
+    async def never(_run: Run) -> None:
+        pytest.fail("called")
+
+    async with working(talk, never, queue=runs) as worker:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(runs.tries("claim", 1))
+            await send(talk)
+        worker.stop()
+        runs.gates["claim"].set()
     async with working(talk, echo):
         assert await log_of(talk, "F") == "SEEEF"
 

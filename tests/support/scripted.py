@@ -13,6 +13,9 @@ from websockets.http11 import Request, Response
 
 Json = dict[str, Any]
 
+WAIT_S = 15.0
+"""What does not come within this time will not come: a failed test, not a hung one."""
+
 
 class Peer:
     """The server's end of one connection. `hello` is the client's `open` frame."""
@@ -23,7 +26,8 @@ class Peer:
 
     async def recv(self, kind: str) -> Json:
         """The next frame, which must be of this type."""
-        frame: Json = json.loads(await self.socket.recv())
+        async with asyncio.timeout(WAIT_S):
+            frame: Json = json.loads(await self.socket.recv())
         assert frame["type"] == kind, frame
         return frame
 
@@ -103,7 +107,8 @@ class ScriptedServer:
 
     async def accept(self) -> Peer:
         """The next connection, greeted."""
-        return await self._peers.get()
+        async with asyncio.timeout(WAIT_S):
+            return await self._peers.get()
 
     async def handle(self, socket: ServerConnection) -> None:
         peer = Peer(socket)

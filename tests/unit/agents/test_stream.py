@@ -64,6 +64,8 @@ async def test_the_first_delta_goes_at_once_and_the_next_are_joined_with_their_t
         await recorder.until(1)
         for part in "bcd":
             await stream.delta(TEXT, "m", part, 2)
+            for _ in range(5):
+                await asyncio.sleep(0)
         assert len(recorder.log) == 1, "inside the window nothing more is sent"
     assert [(event["delta"]) for event in recorder.events] == ["a", "bcd"]
     assert [event.tokens for event in recorder.log] == [1, 6]
