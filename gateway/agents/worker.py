@@ -88,7 +88,6 @@ class Worker:
 
     async def run(self) -> None:
         """Serves until `stop`; returns when the last run is over or handed back."""
-        self._log.info("worker serves")
         async with asyncio.TaskGroup() as group:
             listener = group.create_task(self._listen())
             announcer = group.create_task(self._announce())
@@ -256,6 +255,7 @@ class Worker:
                 execution.fence()
 
     async def _announce(self) -> None:
+        known = False
         while True:
             try:
                 await self._directory.announce(self._presence())
@@ -263,6 +263,9 @@ class Worker:
                 self._redis.down()
             else:
                 self._redis.up()
+                if not known:  # from now on a client can open a session with it
+                    known = True
+                    self._log.bind(slots=self._slots).info("worker serves")
             await asyncio.sleep(self._presence_s)
 
     def _presence(self) -> WorkerInfo:

@@ -22,12 +22,13 @@ from gateway.client.link import (
     PROTOCOL_ERROR,
     Dial,
     Ended,
+    decode,
     ended_by,
     speaks_our_protocol,
 )
 from gateway.client.streams import TERMINAL_TYPES, Buffer, Reader, RunFeed
 from protocol import SUBPROTOCOL
-from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, decode_server, encode
+from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, encode
 from protocol.codes import CloseCode, ErrorCode, Reconnect
 from protocol.cursor import (
     Answered,
@@ -90,6 +91,8 @@ class Keeper:
         core: order, duplicates, resume.
         transcript: the messages so far.
         open_run: the run that is being answered, as far as it is known.
+        opened: what the server said when the session was last attached.
+        closing: we asked for the end of the session, so it is no failure.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class Keeper:
         self.core = core
         self.transcript = Transcript()
         self.open_run: str | None = None
+        self.opened: Opened | None = None
+        self.closing = False
         self._dial = dial
         self._limit = buffer
         self._random = random
@@ -115,15 +120,14 @@ class Keeper:
         self._feeds: weakref.WeakValueDictionary[str, RunFeed] = weakref.WeakValueDictionary()
         self._early: list[RunFeed] = []  # of runs whose `ack` may yet come
         self._readers: set[weakref.ref[Reader[SessionEvent]]] = set()
-        self._max_frame_bytes = MAX_CLIENT_FRAME_BYTES
         self._room = asyncio.Event()
         self._ready = asyncio.Event()
         self._was_ready = False
+        self._handed_out = asyncio.Event()
         self._said: Error | None = None  # by the server, about this connection
         self._reset_reason = ""
         self._over: Callable[[], Disconnected] | None = None
         self._readers_end: Callable[[], Exception] = StopAsyncIteration
-        self.closing = False  # we asked for the end of the session, so that is no failure
 
     # --- commands and readers ---------------------------------------------------------------------
 
@@ -137,9 +141,10 @@ class Keeper:
         if self._over is not None:
             raise self._over()
         # Found out here: the server would end the connection, and again after every reconnect.
-        size = len(encode(command))
-        if size > self._max_frame_bytes:
-            message = f"{size} bytes; a frame may have {self._max_frame_bytes}"
+        limits = {} if self.opened is None else self.opened.limits
+        limit = limits.get("max_frame_bytes", MAX_CLIENT_FRAME_BYTES)
+        if (size := len(encode(command))) > limit:
+            message = f"{size} bytes; a frame may have {limit}"
             raise Refusal(Error(ErrorCode.TOO_LARGE, message, retryable=False))
         pending = self._pending[command.id] = _Pending()
         self._room.set()
@@ -176,8 +181,12 @@ class Keeper:
     # --- the connection ---------------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """Waits until the session is attached and its history known."""
+        """Waits until the session is attached and its history known.
+
+        Nothing more is read until then, so that who subscribes at once misses nothing.
+        """
         await self._ready.wait()
+        self._handed_out.set()
         if self._over is not None:
             raise self._over()
 
@@ -231,7 +240,7 @@ class Keeper:
             async with asyncio.timeout(OPEN_TIMEOUT_S) as deadline:
                 await connection.send(encode(self.core.connected(new_id())), text=True)
                 while True:
-                    frame = _decode(await connection.recv(decode=False))
+                    frame = decode(await connection.recv(decode=False))
                     if isinstance(frame, Opened):
                         self._attached_at = self._now()
                         deadline.reschedule(None)
@@ -240,6 +249,8 @@ class Keeper:
                     if frame is not None:
                         for outcome in self.core.receive(frame):
                             await self._on(outcome)
+                    if self._was_ready:
+                        await self._handed_out.wait()
         except TimeoutError:
             final = self._said is not None and not self._said.retryable
             code = CloseCode.BAD_FRAME if final else CloseCode.NO_OPEN_OR_PONG
@@ -260,8 +271,7 @@ class Keeper:
             case Replace():
                 self._replace(outcome)
             case Attached(opened=opened):
-                limit = opened.limits.get("max_frame_bytes", MAX_CLIENT_FRAME_BYTES)
-                self._max_frame_bytes = limit
+                self.opened = opened
                 if opened.resumed:
                     self._set_ready()
             case Notice(frame=frame):
@@ -384,13 +394,3 @@ class Keeper:
 def new_id() -> str:
     """A fresh id for a client frame."""
     return uuid4().hex
-
-
-def _decode(data: bytes) -> ServerFrame | None:
-    """The frame, or None for a type that a later server may send."""
-    try:
-        return decode_server(data)
-    except ProtocolError as error:
-        if error.code is ErrorCode.UNKNOWN_TYPE:
-            return None
-        raise

@@ -12,7 +12,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.typing import Subprotocol
 
 from protocol import SUBPROTOCOL
-from protocol.codes import CloseCode
+from protocol.codec import ProtocolError, decode_server
+from protocol.codes import CloseCode, ErrorCode
+from protocol.frames import ServerFrame
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """A snapshot holds the live transcript and the open run, each of them bounded by the gateway."""
@@ -81,6 +83,20 @@ def dialer(url: str, headers: Mapping[str, str]) -> Dial:
 def speaks_our_protocol(connection: ClientConnection) -> bool:
     """True when the server chose our version of the wire."""
     return connection.subprotocol == SUBPROTOCOL
+
+
+def decode(data: bytes) -> ServerFrame | None:
+    """The frame, or None for a type that a later server may send.
+
+    Raises:
+        ProtocolError: for what is no frame.
+    """
+    try:
+        return decode_server(data)
+    except ProtocolError as error:
+        if error.code is ErrorCode.UNKNOWN_TYPE:
+            return None
+        raise
 
 
 def ended_by(error: Exception) -> Ended:

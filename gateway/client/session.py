@@ -25,6 +25,7 @@ from protocol.frames import (
     Error,
     JsonObject,
     Message,
+    Opened,
     ToolResult,
     WhenBusy,
 )
@@ -52,6 +53,13 @@ class Session:
         return self._keeper.core.agent or ""
 
     @property
+    def opened(self) -> Opened:
+        """What the server said when it was last attached: open runs, interrupts, limits."""
+        if self._keeper.opened is None:
+            raise RuntimeError("a session is handed out once it is attached")
+        return self._keeper.opened
+
+    @property
     def cursor(self) -> Cursor | None:
         """How far it has been received, what waits in buffers included."""
         return self._keeper.core.cursor
@@ -66,6 +74,8 @@ class Session:
 
     def events(self) -> Reader[SessionEvent]:
         """Everything that happens from now on: events of all runs, resets, connections.
+
+        Called before the first `await` in the context, it begins where `messages` ends.
 
         It is bounded: who holds it must read it, or the socket is read no further. It ends when the
         session was left or closed, and raises `Disconnected` when it is out of reach.

@@ -116,7 +116,8 @@ class RunFeed:
     def read(self) -> Reader[JsonObject]:
         """Begins, or goes on with, the iteration."""
         reader = Reader(self._buffer, self)
-        self._reader = weakref.ref(reader, lambda _: self._on_room())
+        on_room = self._on_room  # not by way of `self`: that would be a cycle
+        self._reader = weakref.ref(reader, lambda _: on_room())
         return reader
 
     def _is_read(self) -> bool:

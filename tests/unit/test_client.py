@@ -155,6 +155,16 @@ async def test_a_run_gets_its_own_events_only(server: ScriptedServer) -> None:
         assert await collect(one) == ["a"]
 
 
+async def test_an_iteration_outlives_the_handle(server: ScriptedServer) -> None:
+    """As in `async for event in await session.send(...)`."""
+    async with attached(server) as (session, peer):
+        reading = aiter(await sent(session, peer))
+        gc.collect()
+        await peer.event(1, delta("a"))
+        await peer.event(2, finished())
+        assert [event.get("delta") async for event in reading] == ["a", None]
+
+
 async def test_what_is_asked_for_stands_on_the_wire(server: ScriptedServer) -> None:
     async with (
         attached(
@@ -268,6 +278,25 @@ async def test_an_ack_without_a_run_is_an_error_not_a_hang(server: ScriptedServe
         assert (await refusing).code == "internal"
 
 
+async def test_events_begin_where_the_history_ends(server: ScriptedServer) -> None:
+    """What comes with the same packet as the snapshot must not fall between the two."""
+
+    async def greeting(peer: Peer) -> None:
+        await peer.opened()
+        await peer.snapshot(delta("a"))
+        for seq in range(1, 20):
+            await peer.event(seq, delta("b"))
+
+    server.greeting = greeting
+    async with attached(server) as (session, _):
+        pass  # the greeting is complete, so it is all on its way
+    async with connect(server.url, agent="demo") as session:
+        said = [message["content"] for message in session.messages]
+        events = session.events()
+        said += [(await anext(events)).event["delta"] for _ in range(1, 20)]  # type: ignore[union-attr]
+    assert "".join(said) == "a" + "b" * 19
+
+
 # --- connections that are lost --------------------------------------------------------------------
 
 
@@ -353,6 +382,40 @@ async def test_a_command_while_there_is_no_connection_waits_for_the_next(
         back.set()
         peer = await server.accept()
         await peer.take_message("r1")
+        assert (await sending).run_id == "r1"
+
+
+async def test_a_command_between_open_and_opened_waits(server: ScriptedServer) -> None:
+    """Ahead of `opened` the server would take it for an illegal frame, and close for good."""
+    async with attached(server) as (session, peer), asyncio.TaskGroup() as group:
+        arrived, go_on = asyncio.Event(), asyncio.Event()
+
+        async def greeting(peer: Peer) -> None:
+            arrived.set()
+            await go_on.wait()
+            await peer.opened(resumed=True)
+
+        server.greeting = greeting
+        peer.abort()
+        await arrived.wait()
+        sending = group.create_task(session.send("x"))
+        await asyncio.sleep(0)
+        go_on.set()
+        peer = await server.accept()
+        await peer.take_message("r1")
+        assert (await sending).run_id == "r1"
+        closing = group.create_task(session.close())
+        await peer.ack(await peer.recv("close"))  # and the message came once
+        await closing
+
+
+async def test_a_command_into_a_connection_that_has_just_died(server: ScriptedServer) -> None:
+    async with attached(server) as (session, _), asyncio.TaskGroup() as group:
+        connection = session._keeper._connection  # type: ignore[attr-defined]
+        assert connection is not None
+        connection.transport.abort()  # the reader has not seen it yet
+        sending = group.create_task(session.send("x"))
+        await (await server.accept()).take_message("r1")
         assert (await sending).run_id == "r1"
 
 
@@ -606,6 +669,29 @@ async def test_what_is_no_frame_ends_it(server: ScriptedServer) -> None:
         assert session.cursor == Cursor("e1", 1)
 
 
+async def test_what_is_no_json_ends_it(server: ScriptedServer) -> None:
+    async with attached(server) as (session, peer):
+        events = session.events()
+        await peer.send_raw("hello")
+        assert "not JSON" in str(await disconnected(anext(events)))
+
+
+async def test_a_server_that_is_no_web_server(naps: Naps) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as tcp:
+        port = tcp.sockets[0].getsockname()[1]
+        with pytest.raises(Disconnected) as caught:
+            async with connect(f"ws://127.0.0.1:{port}/ws", agent="demo", sleep=naps):
+                pass
+    assert caught.value.code == 1002
+    assert naps == []
+
+
 async def test_closing_the_session(server: ScriptedServer) -> None:
     async with attached(server) as (session, peer), asyncio.TaskGroup() as group:
         events = session.events()
@@ -753,8 +839,8 @@ async def test_a_run_that_is_made_after_the_reset_is_told_in_full(server: Script
 # --- who does not read ----------------------------------------------------------------------------
 
 LIMIT = 8
-FLOOD = 3000
-PADDING = "x" * 2000
+FLOOD = 400
+PADDING = "x" * 30_000
 
 
 async def flood(peer: Peer, run: str = "r1") -> None:
