@@ -7,10 +7,11 @@ from gateway.bus import keys
 from gateway.bus.connection import Client, in_time
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.runs import finish_arguments
-from gateway.bus.scripts import TRANSIENT, call
+from gateway.bus.scripts import FAULTS, call
 from gateway.bus.sessions import encode_limits
 from gateway.session.errors import Unavailable
 from gateway.session.model import Advanced, AgentInfo, Due, Ending, Limits, RunRef
+from protocol.frames import Cursor
 
 _NODE_TTL_MS = 10_000
 
@@ -24,6 +25,8 @@ class RedisDeadlines:
         self._directory = directory
         self._max_attempts = limits.max_attempts
         self._limits = encode_limits(limits)
+        # A dead node must be known as such for as long as a session may name it as its home.
+        self._forget_ms = int(limits.session_ttl_s * 2000) + 3_600_000
         self._alive: list[str] = []
         self._offset_ms: float | None = None
 
@@ -44,7 +47,7 @@ class RedisDeadlines:
                 )
             async with in_time():
                 pages: list[list[tuple[bytes, float]]] = await pipeline.execute()
-        except TRANSIENT:
+        except FAULTS:
             raise Unavailable from None
         return [_parse(member, score) for page in pages for member, score in page]
 
@@ -66,7 +69,7 @@ class RedisDeadlines:
                 ref = RunRef(due.ref.tenant, due.ref.session_id, run_id)
                 return Advanced(agent=agent, dispatch=ref)
             case b"end":
-                code, attempt, ordinal, agent, frames = rest
+                code, attempt, ordinal, agent, first_seq, epoch, seq = rest
                 name = agent.decode()
                 end = await self._waited_for(name) if code == b"wait" else code.decode()
                 return Advanced(
@@ -74,7 +77,8 @@ class RedisDeadlines:
                     end=end,
                     attempt=int(attempt),
                     ordinal=int(ordinal),
-                    frames=frames,
+                    first_seq=int(first_seq),
+                    cursor=Cursor(epoch.decode(), int(seq)),
                 )
             case b"expired":
                 agent, created_ms, now_ms = (item.decode() for item in rest)
@@ -107,7 +111,9 @@ class RedisDeadlines:
 
     async def beat(self, node: str) -> dict[str, bool]:
         """Says that this node lives. Answers the nodes known, and whether each is alive."""
-        now_ms, *answer = await call(self._client, "beat", keys.NODES, node, _NODE_TTL_MS)
+        now_ms, *answer = await call(
+            self._client, "beat", keys.NODES, node, _NODE_TTL_MS, self._forget_ms
+        )
         self._offset_ms = int(now_ms) - time.monotonic() * 1000
         nodes = {
             name.decode(): bool(alive)
@@ -119,13 +125,13 @@ class RedisDeadlines:
     async def _now_ms(self) -> int:
         """The time by Redis, as the last beat told it; only a hint, the scripts decide."""
         if self._offset_ms is None:
-            now_ms = int((await call(self._client, "beat", keys.NODES, "", 0))[0])
+            now_ms = int((await call(self._client, "beat", keys.NODES, "", 0, self._forget_ms))[0])
             self._offset_ms = now_ms - time.monotonic() * 1000
         return int(time.monotonic() * 1000 + self._offset_ms)
 
     async def leave(self, node: str) -> None:
         """Says that this node stops."""
-        await call(self._client, "beat", keys.NODES, node, 0)
+        await call(self._client, "beat", keys.NODES, node, 0, self._forget_ms)
 
 
 def _parse(member: bytes, score: float) -> Due:

@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.bus import keys
 from gateway.bus.connection import Client, in_time
-from gateway.bus.scripts import TRANSIENT, call
+from gateway.bus.scripts import FAULTS, call
 from gateway.session.errors import Unavailable
 from gateway.session.model import AgentInfo, AgentStatus, WorkerInfo
 
@@ -68,7 +68,7 @@ class RedisDirectory:
         try:
             async with in_time():
                 await self._client.hset(keys.AGENTS, info.name, cast("Any", record))
-        except TRANSIENT:
+        except FAULTS:
             raise Unavailable from None
 
     async def _read(self) -> dict[str, AgentInfo]:
@@ -77,7 +77,7 @@ class RedisDirectory:
                 records = await cast(
                     "Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.AGENTS)
                 )
-        except TRANSIENT:
+        except FAULTS:
             raise Unavailable from None
         return {
             name.decode(): msgspec.json.decode(record, type=AgentInfo)

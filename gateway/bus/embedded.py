@@ -10,7 +10,6 @@ import asyncio
 import fcntl
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.bus.connection import UnusableRedis
@@ -29,6 +30,7 @@ from gateway.bus.connection import UnusableRedis
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.01
+_SERVER_LOCK = "server.lock"
 _MAX_SOCKET_PATH = 100
 """A unix socket's path has at most 107 bytes on Linux, 103 on macOS."""
 
@@ -42,14 +44,12 @@ async def embedded_server(data_dir: Path) -> AsyncGenerator[str]:
             does not come up.
     """
     folder = data_dir / "valkey"
-    changing, using = _open_locks(data_dir, folder)
+    changing, using, living = _open_locks(data_dir, folder)
     socket = socket_path(folder)
     try:
         await _lock(changing)
         try:
-            process = None
-            if await _answers(socket) is None:
-                process = _start(folder, socket)
+            process = _start(folder, socket)
             await _wait_until_up(socket, folder, process)
             fcntl.flock(using, fcntl.LOCK_SH)
         finally:
@@ -61,10 +61,12 @@ async def embedded_server(data_dir: Path) -> AsyncGenerator[str]:
             fcntl.flock(using, fcntl.LOCK_UN)
             with suppress(BlockingIOError):  # somebody else still uses it
                 fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                await _stop(socket, process)
+                await _stop(socket, living, process)
+            if process is not None and process.poll() is None:
+                process.returncode = 0  # others use it: it is nobody's child that we wait for
     finally:
-        os.close(changing)
-        os.close(using)
+        for descriptor in (changing, using, living):
+            os.close(descriptor)
 
 
 def socket_path(folder: Path) -> Path:
@@ -107,19 +109,24 @@ def server_arguments(folder: Path, socket: Path) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def _open_locks(data_dir: Path, folder: Path) -> tuple[int, int]:
-    """Lock files: `changing` guards start and stop, `using` is shared by the users."""
+def _open_locks(data_dir: Path, folder: Path) -> tuple[int, int, int]:
+    """Lock files: `changing` guards start and stop, `using` is shared by the users, `living` is
+    held by the server itself, which inherits it: however it hangs, there is never a second one.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        changing, using = (
-            os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            for name in ("changing.lock", "using.lock")
+        changing, using, living = (
+            _open_lock(folder / name) for name in ("changing.lock", "using.lock", _SERVER_LOCK)
         )
     except OSError as error:
         raise UnusableRedis(
             f"GATEWAY_DATA_DIR={data_dir}: cannot be used ({error.strerror})"
         ) from None
-    return changing, using
+    return changing, using, living
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 async def _lock(descriptor: int) -> None:
@@ -132,7 +139,19 @@ async def _lock(descriptor: int) -> None:
             return
 
 
-def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes] | None":
+    """Starts the server unless there is one; it inherits its lock."""
+    living = _open_lock(folder / _SERVER_LOCK)
+    try:
+        fcntl.flock(living, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _spawn(folder, socket, living)
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(living)
+
+
+def _spawn(folder: Path, socket: Path, living: int) -> "subprocess.Popen[bytes]":
     binary = server_binary()
     if binary is None:
         raise UnusableRedis(
@@ -148,58 +167,63 @@ def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes]":
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        pass_fds=[living],
     )
 
 
 async def _wait_until_up(
     socket: Path, folder: Path, process: "subprocess.Popen[bytes] | None"
 ) -> None:
-    try:
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            while await _answers(socket) is None:
-                if process is not None and process.poll() is not None:
-                    raise UnusableRedis(
-                        f"the embedded server ended at once: {_last_log_line(folder)}"
-                    )
-                await asyncio.sleep(_POLL_S)
-    except TimeoutError:
-        raise UnusableRedis(
-            f"the embedded server does not answer on {socket}: {_last_log_line(folder)}"
-        ) from None
+    """Waits until the server serves; a large log takes its time, during which it answers so."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _START_TIMEOUT_S
+    while (info := await _answers(socket)) is None or info.get("loading"):
+        if info is not None:
+            deadline = loop.time() + _START_TIMEOUT_S
+        if process is not None and process.poll() is not None:
+            raise UnusableRedis(f"the embedded server ended at once: {_last_log_line(folder)}")
+        if loop.time() > deadline:
+            if process is not None:
+                process.kill()
+                process.wait()
+            raise UnusableRedis(
+                f"the embedded server does not answer on {socket}: {_last_log_line(folder)}"
+            )
+        await asyncio.sleep(_POLL_S)
+
+
+def _client(socket: Path) -> Redis:
+    return Redis(
+        unix_socket_path=str(socket), socket_timeout=1.0, protocol=2, retry=Retry(NoBackoff(), 0)
+    )
 
 
 async def _answers(socket: Path) -> dict[str, Any] | None:
-    """What the server says about itself once it serves, else None."""
-    client = Redis(unix_socket_path=str(socket), socket_timeout=1.0, protocol=2)
+    """What the server says about itself, or None."""
+    client = _client(socket)
     try:
         info: dict[str, Any] = await client.info()  # pyright: ignore[reportUnknownMemberType]
     except (RedisError, OSError):
         return None
     else:
-        return None if info.get("loading") else info
+        return info
     finally:
         await client.aclose()
 
 
-async def _stop(socket: Path, process: "subprocess.Popen[bytes] | None") -> None:
-    """Stops the server, whoever started it; it writes its log out first."""
-    info = await _answers(socket)
-    if info is None:
-        return
-    process_id = int(info["process_id"])
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, TimeoutError):
-            os.kill(process_id, number)
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await _gone(process_id, process)
-            return
-
-
-async def _gone(process_id: int, process: "subprocess.Popen[bytes] | None") -> None:
-    """Waits until the server has ended; raises `ProcessLookupError` when it was not our child."""
-    while process is None or process.poll() is None:
-        os.kill(process_id, 0)
-        await asyncio.sleep(_POLL_S)
+async def _stop(socket: Path, living: int, process: "subprocess.Popen[bytes] | None") -> None:
+    """Stops the server, whoever started it, and waits until it is gone; its log is written out."""
+    client = _client(socket)
+    try:
+        with suppress(RedisError, OSError):  # it goes without an answer
+            await client.shutdown(nosave=True)  # pyright: ignore[reportUnknownMemberType]
+    finally:
+        await client.aclose()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await _lock(living)
+            if process is not None:
+                process.wait()
 
 
 def _last_log_line(folder: Path) -> str:

@@ -15,11 +15,9 @@ from typing import Any, cast
 from loguru import logger
 from redis.asyncio import RedisCluster
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
 
 from gateway.bus import keys
 from gateway.bus.connection import Client, create_connection, in_time
-from gateway.bus.scripts import TRANSIENT
 from gateway.session.errors import Unavailable
 from gateway.session.model import SessionKey
 
@@ -38,7 +36,7 @@ class _Follower:
 
 @dataclass(eq=False, slots=True)
 class _Channel:
-    """A channel that somebody follows. `unconfirmed` counts SSUBSCRIBEs without an answer."""
+    """A channel that somebody follows; `confirmed` once the server has said so."""
 
     name: str
     link: "_Link"
@@ -163,11 +161,10 @@ class _Link:
                     await connection.connect()
                 pause_s = _BACKOFF_S[0]
                 await self._serve(connection)
-            except* (*TRANSIENT, ResponseError) as group:
+            except* Exception as group:  # noqa: BLE001 - whatever it is, the link is made anew
                 if self._up or not self._was_up:
-                    error = group.exceptions[0]
-                    logger.bind(error=str(error)).warning("subscriber connection lost")
-                self._up = False
+                    errors = [repr(error) for error in group.exceptions]
+                    logger.bind(errors=errors).warning("subscriber connection lost")
             finally:
                 self._up = False
                 await connection.disconnect(nowait=True)

@@ -12,6 +12,9 @@ from gateway.bus.scripts import Argument, call
 from gateway.bus.sessions import encode_limits
 from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
 
+_SLACK_S = 60.0
+"""How much longer than any run may wait its reference stays in a queue."""
+
 
 class RedisRuns:
     """See `gateway.session.ports.RunQueue`."""
@@ -22,13 +25,21 @@ class RedisRuns:
         self._limits = limits
         self._encoded_limits = encode_limits(limits)
         self._lease_ms = int(limits.lease_s * 1000)
+        self._stale_ms = int((limits.queue_wait_s + _SLACK_S) * 1000)
 
     async def _call(self, name: str, ref: RunRef, *arguments: Argument) -> list[Any]:
         return await call(self._client, name, keys.session(ref.session), ref.run_id, *arguments)
 
     async def dispatch(self, ref: RunRef, agent: str) -> None:
         """Puts a run into its tenant's queue of the agent, once, and rings."""
-        await call(self._client, "dispatch", keys.waiting(agent), keys.reference(ref), ref.tenant)
+        await call(
+            self._client,
+            "dispatch",
+            keys.waiting(agent),
+            keys.reference(ref),
+            ref.tenant,
+            self._stale_ms,
+        )
 
     async def take(self, agent: str, count: int) -> list[RunRef]:
         """At most `count` waiting runs, fairly over the tenants."""

@@ -12,17 +12,8 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any, cast
 
-from redis.exceptions import (
-    BusyLoadingError,
-    ClusterDownError,
-    ConnectionError,
-    MaxConnectionsError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    TimeoutError,
-)
+from loguru import logger
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gateway.bus.connection import Client, in_time
 from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
@@ -30,21 +21,14 @@ from protocol.codes import ErrorCode
 
 Argument = str | bytes | int | float
 
-TRANSIENT = (
-    ConnectionError,
-    TimeoutError,
-    BusyLoadingError,
-    ClusterDownError,
-    MaxConnectionsError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    OSError,
-)
-"""Faults that say nothing about what was asked: it may or may not have happened."""
+FAULTS = (RedisError, OSError)
+"""Faults of Redis or of the way to it: what was asked may or may not have happened."""
 
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.05
+_PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAIN")
+"""How the errors begin that a server answers while it changes its state."""
+_EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
 _STANDALONE = {"dispatch", "take", "presence", "beat"}
 
@@ -77,12 +61,23 @@ async def call(client: Client, name: str, key: str, *arguments: Argument) -> lis
     for attempt in range(_ATTEMPTS):
         try:
             return check(await _evaluate(client, name, key, arguments))
-        except TRANSIENT:
-            if attempt == _ATTEMPTS - 1:
+        except FAULTS as error:
+            if attempt == _ATTEMPTS - 1 or not _passes(name, error):
                 raise Unavailable from None
         await asyncio.sleep(pause_s * (0.5 + random.random()))
         pause_s *= 4
     raise AssertionError("unreachable")
+
+
+def _passes(name: str, error: Exception) -> bool:
+    """Whether trying again at once may help."""
+    if isinstance(error, TimeoutError):
+        return False  # a server that stalls would only make the caller wait as long again
+    if not isinstance(error, ResponseError):
+        return True
+    if not str(error).startswith(_EXPECTED):
+        logger.bind(script=name, error=str(error)).error("Redis refused a script")
+    return str(error).startswith(_PASSING)
 
 
 async def _evaluate(client: Client, name: str, key: str, arguments: Sequence[Argument]) -> Any:

@@ -108,6 +108,7 @@ class RedisSessions:
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
         """Makes exactly one run per frame id; the same id again answers `duplicate`."""
         common = (new.user, new.frame_id, new.run_id, new.body_digest)
+        seen = (*((new.seen.epoch, new.seen.seq) if new.seen else ("", 0)), new_epoch())
         match new:
             case NewMessage():
                 answer = await self._call(
@@ -118,6 +119,7 @@ class RedisSessions:
                     new.run_fields,
                     new.when_busy,
                     new.traceparent,
+                    *seen,
                     self._limits,
                 )
             case NewAnswer():
@@ -127,6 +129,7 @@ class RedisSessions:
                     *common,
                     new.entries,
                     new.traceparent,
+                    *seen,
                     self._limits,
                     *new.interrupt_ids,
                 )
@@ -138,34 +141,43 @@ class RedisSessions:
                     new.tool_call_id,
                     new.message,
                     new.traceparent,
+                    *seen,
                     self._limits,
                 )
         return _accepted(new.key, answer)
 
-    async def cancel(self, key: SessionKey, user: str, run_id: str | None) -> Accepted:
+    async def cancel(
+        self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
+    ) -> Accepted:
         """Cancels the run (the open one by default), or abandons what awaits input."""
-        return _accepted(key, await self._call("cancel", key, user, run_id or "", self._limits))
+        answer = await self._call("cancel", key, user, run_id or "", frame_id, self._limits)
+        return _accepted(key, answer)
 
     async def close(self, key: SessionKey, user: str) -> Closed:
         """Ends the session; its open run is cancelled."""
-        completed, agent, created_ms, ended_ms = await self._call("close", key, user, self._limits)
+        answer = await self._call("close", key, user, uuid4().hex, self._limits)
+        completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 
     async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
         """The log after a cursor, at most `count` entries."""
-        status, epoch, last_seq, entries = await self._call(
+        status, epoch, last_seq, ended, entries = await self._call(
             "read", key, after.epoch, after.seq, count, new_epoch()
         )
-        return LogPage(entries, epoch.decode(), int(last_seq), status.decode())
+        return LogPage(entries, epoch.decode(), int(last_seq), status.decode(), ended=bool(ended))
 
     async def snapshot(self, key: SessionKey) -> SnapshotSource | None:
         """All that a newcomer must know, in one consistent read."""
         answer = await self._call("snapshot", key)
         if not answer:
             return None
-        epoch, seq, open_run, state, messages, frames = answer
+        epoch, seq, open_run, first_seq, state, messages = answer
         return SnapshotSource(
-            Cursor(epoch.decode(), int(seq)), messages, frames, state or None, open_run.decode()
+            cursor=Cursor(epoch.decode(), int(seq)),
+            messages=messages,
+            first_seq=int(first_seq),
+            state=state or None,
+            open_run=open_run.decode(),
         )
 
     async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:

@@ -58,7 +58,7 @@ class Limits:
     resume_grace_s: float = 120.0
     session_ttl_s: float = 24 * 3600
     dispatch_retry_s: float = 2.0
-    journal_entries: int = 10_000
+    journal_entries: int = 100
 
 
 # --- opening and reading a session ----------------------------------------------------------------
@@ -99,17 +99,19 @@ class SessionView:
 class SnapshotSource:
     """What a snapshot is made from, read in one step: consistent with `cursor`.
 
+    The events of the open run are read from the log, from `first_seq` to `cursor`.
+
     Attributes:
         messages: the live transcript, each an AG-UI message as JSON.
-        frames: the event frames of the open run so far, oldest first.
         state: the shared state as JSON, when the agent has set one.
+        first_seq: of the open run's `RUN_STARTED`; 0 when no run is open.
     """
 
     cursor: Cursor
     messages: list[bytes]
-    frames: list[bytes]
     state: bytes | None
     open_run: str = ""
+    first_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +119,19 @@ class LogPage:
     """A part of the log after a cursor.
 
     Attributes:
-        entries: raw `header LF frame` entries, oldest first, contiguous from the cursor.
+        entries: raw `header LF frame` entries, oldest first, contiguous from the cursor; bounded in
+            number and in bytes.
         last_seq: of the whole log; more pages follow while the last entry is below it.
         status: `ok`; or why the cursor cannot be continued: `epoch` (another epoch), `trimmed`
             (older than the log), `ahead` (Redis lost writes), `gone` (no such session).
+        ended: the session is over, and its last run has its terminal event.
     """
 
     entries: list[bytes]
     epoch: str
     last_seq: int
     status: Literal["ok", "epoch", "trimmed", "ahead", "gone"]
+    ended: bool = False
 
 
 # --- putting something into a session -------------------------------------------------------------
@@ -164,6 +169,7 @@ class NewAnswer:
     interrupt_ids: list[str]
     entries: bytes
     traceparent: str
+    seen: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,7 @@ class NewToolResult:
     tool_call_id: str
     message: bytes
     traceparent: str
+    seen: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +216,10 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """What a worker says about its agent. `restartable`: a lost run may begin anew."""
+    """What a worker says about its agent."""
 
     name: str
     description: str = ""
-    restartable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +333,10 @@ class Advanced:
     Attributes:
         dispatch: a run that wants a worker now, with its `agent`.
         end: set when the run must be ended by force and its words so far be kept: the code to end
-            it with. The caller folds `frames` and calls `end_by_force`.
+            it with. The caller folds the run's events and calls `end_by_force`.
         attempt, ordinal: the fence for that call.
+        first_seq, cursor: the run's events are in the log from `first_seq` to `cursor`; `first_seq`
+            is 0 when it has none.
         completed: the session expired by this very call (it is counted as completed once).
     """
 
@@ -337,7 +345,8 @@ class Advanced:
     end: str = ""
     attempt: int = 0
     ordinal: int = 0
-    frames: list[bytes] = field(default_factory=list[bytes])
+    first_seq: int = 0
+    cursor: Cursor = field(default_factory=lambda: Cursor("", 0))
     completed: bool = False
     created_ms: int = 0
     now_ms: int = 0

@@ -58,8 +58,13 @@ class Sessions(Protocol):
         """Makes exactly one run per frame id; the same id again answers `duplicate`."""
         ...
 
-    async def cancel(self, key: SessionKey, user: str, run_id: str | None) -> Accepted:
-        """Cancels the run (the open one by default), or abandons what awaits input."""
+    async def cancel(
+        self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
+    ) -> Accepted:
+        """Cancels the run (the open one by default), or abandons what awaits input.
+
+        Once per frame id: a repetition answers `duplicate`, and cannot hit the next run.
+        """
         ...
 
     async def close(self, key: SessionKey, user: str) -> Closed:
@@ -67,7 +72,11 @@ class Sessions(Protocol):
         ...
 
     async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
-        """The log after a cursor, at most `count` entries."""
+        """The log after a cursor, at most `count` entries and some 256 KiB.
+
+        A page may be shorter than `count` while more follows: the end is reached when its last
+        entry is `last_seq`. Works for an ended session, too.
+        """
         ...
 
     async def snapshot(self, key: SessionKey) -> SnapshotSource | None:

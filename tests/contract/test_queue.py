@@ -69,7 +69,7 @@ async def test_a_worker_hears_a_cancel(bus: Bus) -> None:
 
 async def test_the_directory_knows_agents_and_who_serves_them(bus: Bus) -> None:
     talk = Talk(bus)
-    info = AgentInfo(talk.agent, "helps", restartable=True)
+    info = AgentInfo(talk.agent, "helps")
     assert await bus.directory.find(talk.agent) is None
     first, second = (WorkerInfo(name, info, 8, busy) for name, busy in (("w1", 3), ("w2", 1)))
     await bus.directory.announce(first)

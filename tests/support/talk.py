@@ -102,8 +102,10 @@ class Talk:
             )
         )
 
-    async def cancel(self, run_id: str | None = None) -> Accepted:
-        return await self.bus.sessions.cancel(self.key, self.user, run_id)
+    async def cancel(self, run_id: str | None = None, *, frame_id: str = "") -> Accepted:
+        return await self.bus.sessions.cancel(
+            self.key, self.user, run_id, frame_id=frame_id or uuid4().hex
+        )
 
     def ref(self, run_id: str) -> RunRef:
         return RunRef(*self.key, run_id)
@@ -134,9 +136,23 @@ class Talk:
         return claim
 
     async def log(self) -> list[Entry]:
-        page = await self.bus.sessions.read(self.key, Cursor(self.epoch, 0), 100_000)
-        assert page.status == "ok", page
-        return [parse_entry(*raw.split(b"\n", 1)) for raw in page.entries]
+        """The whole log, page by page."""
+        entries: list[Entry] = []
+        while True:
+            after = Cursor(self.epoch, entries[-1].seq if entries else 0)
+            page = await self.bus.sessions.read(self.key, after, 1000)
+            assert page.status == "ok", page
+            entries += [parse_entry(*raw.split(b"\n", 1)) for raw in page.entries]
+            if not page.entries or entries[-1].seq == page.last_seq:
+                return entries
+
+    async def events(self, run_id: str) -> list[str]:
+        """The types of a run's events."""
+        return [
+            json.loads(entry.frame)["event"]["type"]
+            for entry in await self.log()
+            if entry.run_id == run_id
+        ]
 
     async def kinds(self) -> str:
         """The log's kinds, one letter an event."""

@@ -2,28 +2,19 @@
 -- Accepts a user message: it makes exactly one run.
 --
 -- ARGV: user, frame id, run id, body digest, message JSON, further input fields, when_busy,
---       traceparent, limits
+--       traceparent, epoch and seq that the caller has seen ('' and 0: none), fresh epoch, limits
 -- Returns: status (accepted, queued, duplicate), run id, run to dispatch or '', agent
 -- Guarantees: the same frame id again answers `duplicate` with the first run (and names it for
 --       dispatch while it waits); with another body it is refused; nothing is half done.
 
 local user, frame_id, run_id, digest, message, fields, when_busy, traceparent = unpack(ARGV, 1, 8)
-local limits = limits_of(ARGV[9])
+local limits = limits_of(ARGV[12])
 
 local session = get_session()
-if session.user ~= user then
-  return refuse('session_not_found', 'no such session')
-end
-local known, conflict = known_id(frame_id, digest)
-if conflict then
-  return conflict
-end
-if known then
-  local waiting = redis.call('HGET', run_key(known), 'status') == 'queued'
-  return { 'duplicate', known, waiting and known or '', session.agent }
-end
-if session.state == 'ended' then
-  return refuse('session_ended', 'this session is over')
+local answer = admit(session, { user = user, frame_id = frame_id, digest = digest, run_id = run_id,
+  seen_epoch = ARGV[9], seen_seq = ARGV[10], fresh_epoch = ARGV[11] })
+if answer then
+  return answer
 end
 if session.state == 'awaiting_input' and when_busy ~= 'interrupt' then
   return refuse('interrupt_pending', 'the agent waits for an answer; give it, or send with when_busy=interrupt')

@@ -1,17 +1,20 @@
-#!lua
+#!lua flags=allow-oom
 -- Acts on a due time that has passed, if it still holds.
 --
 -- ARGV: kind, run id or '', max attempts, limits, then the nodes that are alive
 -- Returns: an action and what it needs:
 --   {'nothing'}
 --   {'dispatch', run id, agent}
---   {'end', code, attempt, ordinal, agent, frames of the run}   (finish.lua then ends it)
+--   {'end', code, attempt, ordinal, agent, seq of its RUN_STARTED or 0, epoch, seq}
+--       (the caller reads what it said, and finish.lua ends it)
 --   {'expired', agent, created_ms, now_ms}
 -- Guarantees: any node may call it any number of times.
 --
 -- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
 -- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
 -- answers), expiry (the session is dormant too long).
+
+local DISPATCH_CAP_MS = 10000
 
 local kind, run_id = ARGV[1], ARGV[2]
 local limits = limits_of(ARGV[4])
@@ -40,7 +43,7 @@ if kind == 'expiry' then
     set_due('expiry', '', now + limits.session_ttl_ms)
     return { 'nothing' }
   end
-  clear_due('', 'input')
+  clear_due('input')
   session.state = 'ended'
   next_run(session, limits)
   redis.call('SPUBLISH', K.events, '!ended')
@@ -63,19 +66,22 @@ local run = get_run(run_id)
 local held = run.status == 'running' or run.status == 'cancelling'
 
 local function end_with(code)
-  local frames = {}
-  if run.started ~= '' then
-    for i, item in ipairs(redis.call('XRANGE', K.log, run.first_seq .. '-0', '+')) do
-      frames[i] = string.match(item[2][2], '\n(.*)$')
-    end
-  end
-  return { 'end', code, run.attempt, run.ordinal, run.agent, frames }
+  return { 'end', code, run.attempt, run.ordinal, run.agent,
+    run.first_seq ~= '' and run.first_seq or '0', session.epoch, session.seq }
+end
+
+-- For a deadline that nothing can move: its worker is fenced off now, so that it cannot go on
+-- appending while what it said is read.
+local function cut_off(code)
+  run.attempt = int(redis.call('HINCRBY', run_key(run_id), 'attempt', 1))
+  return end_with(code)
 end
 
 if kind == 'dispatch' and run.status == 'queued' then
   -- Each time later: the queue has it, unless the node died before it got there.
   local times = redis.call('HINCRBY', run_key(run_id), 'dispatches', 1)
-  set_due('dispatch', run_id, now + limits.dispatch_retry_ms * 4 ^ math.min(times, 3))
+  set_due('dispatch', run_id, now + math.min(limits.dispatch_retry_ms * 4 ^ times,
+    DISPATCH_CAP_MS))
   return { 'dispatch', run_id, run.agent }
 elseif kind == 'wait' and run.status == 'queued' then
   return end_with('wait')
@@ -84,12 +90,12 @@ elseif kind == 'lease' and held then
     or tonumber(run.attempt) >= tonumber(ARGV[3]) then
     return end_with(run.status == 'cancelling' and 'cancelled' or 'worker_lost')
   end
-  clear_due(run_id, 'lease')
+  clear_due('lease', run_id)
   queue_run(run_id, limits)
   return { 'dispatch', run_id, run.agent }
 elseif kind == 'timeout' and held then
-  return end_with('timeout')
+  return cut_off('timeout')
 elseif kind == 'grace' and run.status == 'cancelling' then
-  return end_with('cancelled')
+  return cut_off('cancelled')
 end
 return forget()

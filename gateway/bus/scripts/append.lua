@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A worker appends events to the log.
 --
 -- ARGV: run id, attempt, ordinal of the first event, max events, max bytes,

@@ -1,9 +1,9 @@
-#!lua
+#!lua flags=allow-oom
 -- A node says that it lives, and learns who else does.
 --
 -- KEYS[1]: `nodes`, sorted set: node id by the ms until which it counts as alive
--- ARGV: node id ('' only lists), ttl ms (0 leaves)
--- Returns: now ms, then (node id, alive) pairs; a node is forgotten an hour after its death
+-- ARGV: node id ('' only lists), ttl ms (0 leaves), ms after its death that a node is remembered
+-- Returns: now ms, then (node id, alive) pairs
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -14,7 +14,7 @@ if ARGV[1] ~= '' then
     redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[2])), ARGV[1])
   end
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - 3600000))
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - tonumber(ARGV[3])))
 local out = { string.format('%.0f', now) }
 local nodes = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for i = 1, #nodes, 2 do

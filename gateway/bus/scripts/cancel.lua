@@ -1,39 +1,47 @@
-#!lua
+#!lua flags=allow-oom
 -- Cancels a run (by default the open one), or abandons what awaits input.
 --
--- ARGV: user, run id or '', limits
+-- ARGV: user, run id or '', frame id, limits
 -- Returns: as accept.lua
--- Guarantees: safe at any time and any number of times. A run without a worker ends at once; one
---       with a worker is told, and ended by force after the grace; a pending one ends in its turn.
+-- Guarantees: applied once per frame id, so that a repetition cannot hit the next run. A run without
+--       a worker ends at once; one with a worker is told, and ended by force after the grace; a
+--       pending one ends in its turn.
 
-local user, run_id = ARGV[1], ARGV[2]
-local limits = limits_of(ARGV[3])
+local user, run_id, frame_id = unpack(ARGV, 1, 3)
+local limits = limits_of(ARGV[4])
 
 local session = get_session()
 if session.user ~= user then
   return refuse('session_not_found', 'no such session')
 end
-if run_id == '' then
-  if session.open ~= '' then
-    return { 'accepted', session.open, cancel_open(session, limits), session.agent }
-  end
-  if session.state == 'awaiting_input' then
-    abandon_input(session, 'abandoned')
-    return { 'accepted', session.asked_by, next_run(session, limits), session.agent }
-  end
-  return { 'accepted', '', '', session.agent }
+if session.state == 'ended' then
+  return { 'accepted', session.open, '', session.agent }
 end
-local status = redis.call('HGET', run_key(run_id), 'status')
-if not status then
+local target = run_id ~= '' and run_id or session.open
+local digest = 'cancel:' .. run_id
+local known, conflict = known_id(frame_id, digest)
+if conflict then
+  return conflict
+end
+if known then
+  -- The answer may have been lost before the next run was dispatched.
+  local waiting = session.open ~= ''
+    and redis.call('HGET', run_key(session.open), 'status') == 'queued'
+  return { 'duplicate', known, waiting and session.open or '', session.agent }
+end
+
+local status = target ~= '' and redis.call('HGET', run_key(target), 'status')
+if run_id ~= '' and not status then
   return refuse('run_not_found', 'no such run in this session')
 end
 local dispatch = ''
-if run_id == session.open then
+if target ~= '' and target == session.open then
   dispatch = cancel_open(session, limits)
 elseif status == 'pending' then
-  redis.call('HSET', run_key(run_id), 'cancelled', 1)
-elseif session.state == 'awaiting_input' and run_id == session.asked_by then
+  redis.call('HSET', run_key(target), 'cancelled', 1)
+elseif session.state == 'awaiting_input' and (target == '' or target == session.asked_by) then
   abandon_input(session, 'abandoned')
   dispatch = next_run(session, limits)
 end
-return { 'accepted', run_id, dispatch, session.agent }
+remember_id(frame_id, digest, target, limits)
+return { 'accepted', target, dispatch, session.agent }

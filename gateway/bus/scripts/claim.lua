@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A worker makes a queued run its own.
 --
 -- ARGV: run id, worker id, lease ms, run timeout ms, limits
@@ -29,7 +29,8 @@ if not again then
   if session.state ~= 'ended' then
     redis.call('HSET', K.session, 'state', 'running')
   end
-  clear_due(run_id, 'dispatch', 'wait')
+  clear_due('dispatch', run_id)
+  clear_due('wait', run_id)
   set_due('lease', run_id, now + tonumber(lease_ms))
   set_due('timeout', run_id, deadline)
   if run.started == '' then

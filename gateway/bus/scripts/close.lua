@@ -1,23 +1,25 @@
-#!lua
+#!lua flags=allow-oom
 -- Ends a session. An open run is cancelled, pending ones end after it.
 --
--- ARGV: user, limits
--- Returns: completed (1 for the one call that ended it), agent, created_ms, ended_ms
+-- ARGV: user, id of this call, limits
+-- Returns: completed (1 for the one call that ended it, and its repetitions), agent, created_ms, ended_ms
 -- Guarantees: nothing is accepted afterwards; every run still gets its terminal event, and
 --       followers are told (`!ended`) after the last of them.
 
-local limits = limits_of(ARGV[2])
+local limits = limits_of(ARGV[3])
 local session = get_session()
 if session.user ~= ARGV[1] then
   return refuse('session_not_found', 'no such session')
 end
 if session.state == 'ended' then
-  return { 0, session.agent, session.created_ms, redis.call('HGET', K.session, 'ended_ms') }
+  local ended = get(K.session, 'ended_ms', 'ended_by')
+  local by_this_call = ended.ended_by == ARGV[2] and 1 or 0
+  return { by_this_call, session.agent, session.created_ms, ended.ended_ms }
 end
 if session.state == 'awaiting_input' then
   abandon_input(session, 'abandoned')
 end
-redis.call('HSET', K.session, 'state', 'ended', 'ended_ms', int(now))
+redis.call('HSET', K.session, 'state', 'ended', 'ended_ms', int(now), 'ended_by', ARGV[2])
 session.state = 'ended'
 if session.open ~= '' then
   cancel_open(session, limits)

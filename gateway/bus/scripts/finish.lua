@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Ends a run: by its worker, or by any node when a deadline has passed.
 --
 -- ARGV: run id, attempt, ordinal (events of the run so far), by ('worker' or 'deadline'),

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A worker gives back a run that has no agent event yet.
 --
 -- ARGV: run id, attempt, limits
@@ -8,7 +8,7 @@ local run = get_run(ARGV[1])
 if run.attempt ~= ARGV[2] or run.status ~= 'running' or run.ordinal ~= '0' then
   return { 0, run.agent }
 end
-clear_due(ARGV[1], 'lease')
+clear_due('lease', ARGV[1])
 queue_run(ARGV[1], limits_of(ARGV[3]))
 redis.call('HSET', run_key(ARGV[1]), 'worker', '')
 return { 1, run.agent }

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Gives up the home of a session, to another node or to nobody.
 --
 -- ARGV: node, to

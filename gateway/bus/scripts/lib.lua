@@ -61,9 +61,16 @@ local function set_due(kind, run_id, at_ms)
   redis.call('ZADD', K.due, int(at_ms), due_member(kind, run_id))
 end
 
-local function clear_due(run_id, ...)
-  for _, kind in ipairs({ ... }) do
-    redis.call('ZREM', K.due, due_member(kind, run_id))
+local function clear_due(kind, run_id)
+  redis.call('ZREM', K.due, due_member(kind, run_id))
+end
+
+-- Every deadline that a run may have.
+local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace' }
+
+local function clear_run_dues(run_id)
+  for _, kind in ipairs(RUN_DUES) do
+    clear_due(kind, run_id)
   end
 end
 
@@ -71,6 +78,18 @@ end
 
 local function publish(entries)
   redis.call('SPUBLISH', K.events, table.concat(entries, '\n'))
+end
+
+-- A tail below what somebody has seen means that Redis lost writes: a new epoch begins, and
+-- followers are told. `session` is brought up to date.
+local function detect_loss(session, seen_epoch, seen_seq, fresh_epoch)
+  if seen_epoch ~= session.epoch or tonumber(seen_seq) <= tonumber(session.seq) then
+    return false
+  end
+  session.epoch = fresh_epoch
+  redis.call('HSET', K.session, 'epoch', fresh_epoch)
+  redis.call('SPUBLISH', K.events, '!reset ' .. fresh_epoch)
+  return true
 end
 
 -- Appends one event; `o` has out, into, role, task, claimed where they apply. Answers the entry
@@ -88,16 +107,17 @@ local function emit(epoch, run_id, kind, event, o)
   return entry
 end
 
--- Whole finished runs leave the log, oldest first, while it is larger than its bound. The newest
--- stays whatever its size, for clients that are just behind.
+-- Whole finished runs (and notices before them) leave the log, oldest first, while it is larger than
+-- its bound. The newest stays whatever its size, for clients that are just behind. `log_bytes` counts
+-- all that was ever written, `trimmed_bytes` what has left.
 local function trim_log(max_bytes)
-  local bytes = tonumber(redis.call('HGET', K.session, 'log_bytes') or '0')
-  while bytes > max_bytes and redis.call('LLEN', K.finished) > 1 do
-    local oldest = redis.call('LPOP', K.finished)
-    local last_seq, run_bytes = string.match(oldest, '^(%d+) (%d+)$')
+  local sizes = redis.call('HMGET', K.session, 'log_bytes', 'trimmed_bytes')
+  local written, left = tonumber(sizes[1]), tonumber(sizes[2])
+  while written - left > max_bytes and redis.call('LLEN', K.finished) > 1 do
+    local last_seq, bytes = string.match(redis.call('LPOP', K.finished), '^(%d+) (%d+)$')
+    left = tonumber(bytes)
     redis.call('XTRIM', K.log, 'MINID', int(tonumber(last_seq) + 1) .. '-0')
-    bytes = redis.call('HINCRBY', K.session, 'log_bytes', -tonumber(run_bytes))
-    redis.call('HSET', K.session, 'trimmed', last_seq)
+    redis.call('HSET', K.session, 'trimmed', last_seq, 'trimmed_bytes', bytes)
   end
 end
 
@@ -180,7 +200,6 @@ local function begin_run(session, run_id, run, limits)
     .. run_input(run_id, run) .. '}', { task = run.task })
   redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
     redis.call('HGET', K.session, 'seq'))
-  redis.call('HINCRBY', run_key(run_id), 'bytes', #entry)
   return entry
 end
 
@@ -213,25 +232,25 @@ local function retire_session()
   end
 end
 
-local next_run
+local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
+  'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
+  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches' }
 
--- Remembers where in the log a finished run ends and how large it is, for `trim_log`.
-local function record_finished(run_id, terminal_bytes)
-  local bytes = redis.call('HINCRBY', run_key(run_id), 'bytes', terminal_bytes)
-  redis.call('RPUSH', K.finished, redis.call('HGET', K.session, 'seq') .. ' ' .. int(bytes))
+local function get_run(run_id)
+  return get(run_key(run_id), unpack(RUN_FIELDS))
 end
 
--- Ends a run: terminal event, transcript, journal, the session's next state, its next run. `o` has
--- kind, event, messages, interrupts, pending_tools, out, into, code. Answers the next run to
--- dispatch, or ''.
-local function end_run(session, run_id, run, limits, o)
+-- Writes a run's end: terminal event, transcript, journal. `o` has kind, event, messages, out, into,
+-- code. What the session does next is the caller's.
+local function write_end(session, run_id, run, limits, o)
   local entries = {}
   if run.started == '' then
     entries[1] = begin_run(session, run_id, run, limits)
   end
-  add_messages(o.messages or {}, limits.transcript_messages, limits.transcript_bytes)
+  local said = o.messages or {}
+  add_messages(said, limits.transcript_messages, limits.transcript_bytes)
   local role = '-'
-  for _, message in ipairs(o.messages or {}) do
+  for _, message in ipairs(said) do
     if cjson.decode(message).role == 'assistant' then
       role = 'assistant'
     end
@@ -242,19 +261,46 @@ local function end_run(session, run_id, run, limits, o)
 
   redis.call('HSET', run_key(run_id), 'status', 'done', 'kind', o.kind)
   redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
-  clear_due(run_id, 'dispatch', 'wait', 'lease', 'timeout', 'grace')
-
-  record_finished(run_id, #entries[#entries])
+  clear_run_dues(run_id)
+  local position = redis.call('HMGET', K.session, 'seq', 'log_bytes')
+  redis.call('RPUSH', K.finished, position[1] .. ' ' .. position[2])
   trim_log(limits.log_bytes)
-
   redis.call('XADD', K.journal, 'MAXLEN', '~', int(limits.journal_entries), '*',
     'session', ident, 'run', run_id, 'agent', session.agent, 'user', session.user, 'kind', o.kind,
     'code', o.code or '', 'task', run.task, 'created_ms', run.created_ms, 'claimed_ms',
     run.claimed_ms, 'ended_ms', int(now), 'asked', '[' .. run.messages .. ']', 'said',
-    '[' .. table.concat(o.messages or {}, ',') .. ']', 'event', o.event)
+    '[' .. table.concat(said, ',') .. ']', 'event', o.event)
+end
 
+local function get_session()
+  return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed')
+end
+
+-- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
+-- waited ends here, in its turn, so that no two runs interleave; so does everything in a session that
+-- is over.
+local function next_run(session, limits)
+  while true do
+    local run_id = redis.call('LPOP', K.pending)
+    if not run_id then
+      return ''
+    end
+    local run = get_run(run_id)
+    if run.cancelled == '' and session.state ~= 'ended' then
+      return queue_run(run_id, limits)
+    end
+    write_end(session, run_id, run, limits,
+      { kind = 'C', event = terminal_json(run_id, 'cancelled') })
+  end
+end
+
+-- Ends the open run and moves the session on: to its question, or to its next run, which is answered
+-- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools.
+local function end_run(session, run_id, run, limits, o)
+  write_end(session, run_id, run, limits, o)
+  redis.call('HSET', K.session, 'open', '')
   if session.state == 'ended' then
-    redis.call('HSET', K.session, 'open', '')
     next_run(session, limits)
     retire_session()
     return ''
@@ -262,49 +308,13 @@ local function end_run(session, run_id, run, limits, o)
   local interrupts = o.interrupts or ''
   local pending_tools = o.pending_tools or ''
   if interrupts ~= '' or pending_tools ~= '' then
-    redis.call('HSET', K.session, 'open', '', 'state', 'awaiting_input', 'interrupts', interrupts,
+    redis.call('HSET', K.session, 'state', 'awaiting_input', 'interrupts', interrupts,
       'pending_tools', pending_tools, 'asked_by', run_id)
     set_due('input', '', now + limits.interrupt_ttl_ms)
     return ''
   end
-  redis.call('HSET', K.session, 'open', '', 'state', 'idle')
+  redis.call('HSET', K.session, 'state', 'idle')
   return next_run(session, limits)
-end
-
--- Starts the session's next pending run. One that was cancelled while it waited ends here, in its
--- turn, so that no two runs interleave; so does everything in a session that is over.
-next_run = function(session, limits)
-  while true do
-    local run_id = redis.call('LPOP', K.pending)
-    if not run_id then
-      return ''
-    end
-    local run = get(run_key(run_id), 'status', 'messages', 'message_list', 'fields', 'resume',
-      'task', 'started', 'claimed_ms', 'created_ms', 'bytes', 'cancelled')
-    if run.cancelled == '' and session.state ~= 'ended' then
-      return queue_run(run_id, limits)
-    end
-    local entries = { begin_run(session, run_id, run, limits) }
-    entries[2] = emit(session.epoch, run_id, 'C', terminal_json(run_id, 'cancelled'),
-      { task = run.task })
-    publish(entries)
-    redis.call('HSET', run_key(run_id), 'status', 'done', 'kind', 'C')
-    redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
-    record_finished(run_id, #entries[2])
-  end
-end
-
-local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
-  'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
-  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches' }
-
-local function get_run(run_id)
-  return get(run_key(run_id), unpack(RUN_FIELDS))
-end
-
-local function get_session()
-  return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed')
 end
 
 -- Cancels the open run. Without a worker it ends here; with one it gets the grace.
@@ -326,14 +336,43 @@ local function cancel_open(session, limits)
   return ''
 end
 
--- Forgets what awaits input; followers learn it from a notice in the log.
-local function abandon_input(session, why)
+local function forget_input()
   redis.call('HDEL', K.session, 'interrupts', 'pending_tools')
   redis.call('DEL', K.tool_results)
+  clear_due('input')
+end
+
+-- Forgets what awaits input; followers learn it from a notice in the log.
+local function abandon_input(session, why)
+  forget_input()
   redis.call('HSET', K.session, 'state', 'idle')
-  clear_due('', 'input')
   publish({ emit(session.epoch, session.asked_by, 'N',
     '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
+end
+
+-- What every command of a client begins with. Answers what the caller must return at once (a refusal,
+-- or the answer that this frame id got before), or nil. `run_id` is the run that the call would make:
+-- a known id with that very run is our own repetition after a lost answer, not the client's.
+local function admit(session, o)
+  if session.user ~= o.user then
+    return refuse('session_not_found', 'no such session')
+  end
+  detect_loss(session, o.seen_epoch, o.seen_seq, o.fresh_epoch)
+  local known, conflict = known_id(o.frame_id, o.digest)
+  if conflict then
+    return conflict
+  end
+  if known then
+    local status = known ~= '' and redis.call('HGET', run_key(known), 'status') or ''
+    local answer = 'duplicate'
+    if known == o.run_id then
+      answer = status == 'pending' and 'queued' or 'accepted'
+    end
+    return { answer, known, status == 'queued' and known or '', session.agent }
+  end
+  if session.state == 'ended' then
+    return refuse('session_ended', 'this session is over')
+  end
 end
 
 -- The bounds travel with the call as one JSON object: scripts have no configuration of their own.

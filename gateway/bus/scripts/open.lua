@@ -17,11 +17,14 @@ if redis.call('EXISTS', K.session) == 0 then
   end
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
     'idle', 'open', '', 'home', node, 'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0,
-    'transcript_bytes', 0, 'trimmed', 0)
+    'transcript_bytes', 0, 'trimmed', 0, 'trimmed_bytes', 0)
   created, homed = 1, 1
 end
 
 local session = get_session()
+if session.epoch == epoch and session.seq == '0' then
+  created, homed = 1, 1  -- by this very call, whose first answer was lost
+end
 if session.user ~= user then
   return refuse('session_not_found', 'no such session')
 end

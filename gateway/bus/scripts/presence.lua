@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- The workers of one agent: says that one lives or leaves, and lists those alive.
 --
 -- KEYS[1]: presence of the agent, hash `ap:{a:agent}`: worker id -> until_ms slots busy

@@ -1,32 +1,45 @@
-#!lua
+#!lua flags=allow-oom
 -- Reads the log after a cursor.
 --
 -- ARGV: epoch, seq, count, fresh epoch
--- Returns: status, epoch, last seq, entries
--- Guarantees: entries are contiguous from the cursor. A tail below the cursor means that Redis
---       lost writes that somebody has seen: a new epoch begins, followers get `!reset`.
+-- Returns: status, epoch, last seq, ended (1 when the session and its last run are over), entries
+-- Guarantees: entries are contiguous from the cursor, and bounded in bytes as well (at least one);
+--       more follow while the last one is below the last seq. A tail below the cursor means that
+--       Redis lost writes that somebody has seen: a new epoch begins, followers get `!reset`.
+
+local MAX_BYTES = 256 * 1024
+local CHUNK = 32
 
 local session = get_session()
 if session.user == '' then
-  return { 'gone', '', 0, {} }
+  return { 'gone', '', 0, 0, {} }
 end
-local after, seq = tonumber(ARGV[2]), tonumber(session.seq)
+local after = tonumber(ARGV[2])
+local ended = session.state == 'ended' and session.open == '' and 1 or 0
 if ARGV[1] ~= session.epoch then
-  return { 'epoch', session.epoch, seq, {} }
+  return { 'epoch', session.epoch, session.seq, ended, {} }
 end
-if after > seq then
-  redis.call('HSET', K.session, 'epoch', ARGV[4])
-  redis.call('SPUBLISH', K.events, '!reset ' .. ARGV[4])
-  return { 'ahead', ARGV[4], seq, {} }
+if detect_loss(session, ARGV[1], ARGV[2], ARGV[4]) then
+  return { 'ahead', session.epoch, session.seq, ended, {} }
 end
 if after < tonumber(session.trimmed) then
-  return { 'trimmed', session.epoch, seq, {} }
+  return { 'trimmed', session.epoch, session.seq, ended, {} }
 end
-local entries = {}
-if after < seq then
-  for i, item in ipairs(redis.call('XRANGE', K.log, int(after + 1) .. '-0', '+', 'COUNT',
-    ARGV[3])) do
-    entries[i] = item[2][2]
+
+local last, count, bytes, entries = tonumber(session.seq), tonumber(ARGV[3]), 0, {}
+while after < last and #entries < count and bytes < MAX_BYTES do
+  local chunk = redis.call('XRANGE', K.log, int(after + 1) .. '-0', '+', 'COUNT',
+    math.min(CHUNK, count - #entries))
+  if #chunk == 0 then
+    break
+  end
+  for _, item in ipairs(chunk) do
+    entries[#entries + 1] = item[2][2]
+    bytes = bytes + #item[2][2]
+    after = after + 1
+    if bytes >= MAX_BYTES then
+      break
+    end
   end
 end
-return { 'ok', session.epoch, seq, entries }
+return { 'ok', session.epoch, session.seq, ended, entries }

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A worker extends its lease.
 --
 -- ARGV: run id, attempt, lease ms

@@ -1,22 +1,14 @@
-#!lua
--- Reads all that a newcomer must know, in one step.
+#!lua flags=no-writes
+-- Reads what a newcomer must know, in one step.
 --
 -- ARGV: none
--- Returns: epoch, seq, open run id, shared state JSON, messages, event frames of the open run;
---       or an empty array when there is no session
+-- Returns: epoch, seq, open run id, seq of its RUN_STARTED (0: none yet), shared state JSON, messages;
+--       or an empty array when there is no session. The open run's events are read page by page.
 
 local session = get_session()
 if session.user == '' then
   return {}
 end
-local frames = {}
-if session.open ~= '' then
-  local first_seq = redis.call('HGET', run_key(session.open), 'first_seq')
-  if first_seq then
-    for i, item in ipairs(redis.call('XRANGE', K.log, first_seq .. '-0', '+')) do
-      frames[i] = string.match(item[2][2], '\n(.*)$')
-    end
-  end
-end
-return { session.epoch, session.seq, session.open, session.shared_state,
-  redis.call('LRANGE', K.transcript, 0, -1), frames }
+local first_seq = session.open ~= '' and redis.call('HGET', run_key(session.open), 'first_seq')
+return { session.epoch, session.seq, session.open, first_seq or '0', session.shared_state,
+  redis.call('LRANGE', K.transcript, 0, -1) }

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- A worker takes waiting runs, one of each tenant in turn.
 --
 -- KEYS[1]: as in dispatch.lua

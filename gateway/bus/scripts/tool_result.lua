@@ -1,27 +1,19 @@
 #!lua
 -- Accepts the result of a client tool call; the last one that is missing starts the next run.
 --
--- ARGV: user, frame id, run id, body digest, tool call id, tool message JSON, traceparent, limits
+-- ARGV: user, frame id, run id, body digest, tool call id, tool message JSON, traceparent,
+--       seen epoch and seq, fresh epoch, limits
 -- Returns: as accept.lua; the run id is '' while other results are missing
 -- Guarantees: the first result of a call wins; the next run starts once, with all of them.
 
 local user, frame_id, run_id, digest, call_id, message, traceparent = unpack(ARGV, 1, 7)
-local limits = limits_of(ARGV[8])
+local limits = limits_of(ARGV[11])
 
 local session = get_session()
-if session.user ~= user then
-  return refuse('session_not_found', 'no such session')
-end
-local known, conflict = known_id(frame_id, digest)
-if conflict then
-  return conflict
-end
-if known then
-  local waiting = known ~= '' and redis.call('HGET', run_key(known), 'status') == 'queued'
-  return { 'duplicate', known, waiting and known or '', session.agent }
-end
-if session.state == 'ended' then
-  return refuse('session_ended', 'this session is over')
+local answer = admit(session, { user = user, frame_id = frame_id, digest = digest, run_id = run_id,
+  seen_epoch = ARGV[8], seen_seq = ARGV[9], fresh_epoch = ARGV[10] })
+if answer then
+  return answer
 end
 if session.state ~= 'awaiting_input' or session.pending_tools == '' then
   return refuse('interrupt_expired', 'no tool call is pending')
@@ -47,10 +39,8 @@ if #missing > 0 then
 end
 
 local messages = redis.call('LRANGE', K.tool_results, 0, -1)
-redis.call('DEL', K.tool_results)
 create_run(run_id, session, { frame_id = frame_id, messages = table.concat(messages, ','),
   message_list = cjson.encode(messages), task = 'resume', traceparent = traceparent })
 remember_id(frame_id, digest, run_id, limits)
-redis.call('HDEL', K.session, 'interrupts', 'pending_tools')
-clear_due('', 'input')
+forget_input()
 return { 'accepted', run_id, queue_run(run_id, limits), session.agent }

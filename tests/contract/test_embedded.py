@@ -1,0 +1,110 @@
+"""The embedded server: one per data directory, started by the first user, stopped by the last."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from gateway.bus.connection import UnusableRedis
+from gateway.bus.embedded import embedded_server
+
+
+async def process_id(url: str) -> int:
+    async with Redis.from_url(url) as client:
+        info: dict[str, Any] = await client.info()
+    return int(info["process_id"])
+
+
+def alive(pid: int) -> bool:
+    """Running, and not just waiting for its parent to notice that it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_it_is_up_at_once_and_gone_at_the_end(tmp_path: Path) -> None:
+    started = time.monotonic()
+    async with embedded_server(tmp_path) as url:
+        assert time.monotonic() - started < 2, "redis-py's own retries would take longer"
+        pid = await process_id(url)
+    assert not alive(pid)
+
+
+async def test_what_was_written_is_there_again(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path) as url, Redis.from_url(url) as client:
+        await client.set("key", "value")
+    async with embedded_server(tmp_path) as url, Redis.from_url(url) as client:
+        assert await client.get("key") == b"value"
+
+
+async def test_users_share_it_and_the_last_one_stops_it(tmp_path: Path) -> None:
+    first, second = embedded_server(tmp_path), embedded_server(tmp_path)
+    pid = await process_id(await first.__aenter__())
+    assert await process_id(await second.__aenter__()) == pid
+    await first.__aexit__(None, None, None)
+    assert alive(pid), "the one who started it is gone, but not the last one"
+    await second.__aexit__(None, None, None)
+    assert not alive(pid)
+
+
+async def test_many_starters_at_once_make_one_server(tmp_path: Path) -> None:
+    together = asyncio.Barrier(5)
+
+    async def use() -> int:
+        async with embedded_server(tmp_path) as url:
+            pid = await process_id(url)
+            await together.wait()
+            return pid
+
+    pids = await asyncio.gather(*(use() for _ in range(5)))
+    assert len(set(pids)) == 1
+    assert not alive(pids[0])
+
+
+async def test_a_server_that_hangs_gets_no_twin(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path) as url:
+        pid = await process_id(url)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            joining = asyncio.timeout(1.5)
+            with pytest.raises(TimeoutError):
+                async with joining, embedded_server(tmp_path):
+                    pass
+            found = subprocess.run(
+                ["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=True
+            )
+            assert found.stdout.split() == [str(pid)]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        async with Redis.from_url(url) as client:
+            await client.set("still", "one")
+
+
+async def test_a_stale_socket_is_no_server(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path) as url:
+        pid = await process_id(url)
+        os.kill(pid, signal.SIGKILL)
+    async with embedded_server(tmp_path) as url:
+        assert await process_id(url) != pid
+
+
+async def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    appended = tmp_path / "valkey" / "appendonlydir"
+    appended.mkdir(parents=True)
+    (appended / "appendonly.aof.manifest").write_text("nonsense\n")
+    with pytest.raises(UnusableRedis, match="embedded server ended at once"):
+        async with embedded_server(tmp_path):
+            pass
+
+
+async def test_a_deep_directory(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["a-rather-long-name"] * 8)
+    async with embedded_server(deep) as url, Redis.from_url(url) as client:
+        assert await client.ping()
