@@ -147,6 +147,16 @@ async def test_a_pending_run_that_was_cancelled_is_in_the_journal_too(talk: Talk
     assert runs[-2:] == [claim.ref.run_id, pending.run_id]
 
 
+async def test_a_finished_run_keeps_no_words(talk: Talk) -> None:
+    """Its key stays for an hour; a large message must not."""
+    claim = await talk.running("x" * 50_000)
+    await talk.finish(claim)
+    size = await talk.bus.client.memory_usage(
+        f"r:{keys.session(talk.key)[2:]}:{claim.ref.run_id}", samples=0
+    )
+    assert size < 2000
+
+
 async def test_a_page_of_the_log_is_bounded_in_bytes(talk: Talk) -> None:
     claim = await talk.running()
     for number in range(12):

@@ -187,6 +187,7 @@ async def test_the_first_complete_answer_wins_and_the_next_run_carries_it(bus: B
     talk, _ = await at(bus, "awaiting_input")
     assert await refused(talk.answer("q1")) is ErrorCode.BAD_FRAME
     assert await refused(talk.answer("q1", "q2", "q3")) is ErrorCode.INTERRUPT_EXPIRED
+    assert await refused(talk.answer("q1", "q2", "q1")) is ErrorCode.BAD_FRAME
     accepted = await talk.answer("q2", "q1")
     assert await refused(talk.answer("q1", "q2")) is ErrorCode.INTERRUPT_EXPIRED
     claim = await talk.claim(accepted.run_id)

@@ -28,10 +28,11 @@ for i = 11, #ARGV do
   if open[ARGV[i]] == nil then
     return refuse('interrupt_expired', 'the answer names a question that is not open')
   end
-  if open[ARGV[i]] then
-    open[ARGV[i]] = false
-    missing = missing - 1
+  if not open[ARGV[i]] then
+    return refuse('bad_frame', 'the answer names a question twice')
   end
+  open[ARGV[i]] = false
+  missing = missing - 1
 end
 if missing > 0 then
   return refuse('bad_frame', 'the answer must cover every open interrupt')

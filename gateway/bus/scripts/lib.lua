@@ -259,7 +259,9 @@ local function write_end(session, run_id, run, limits, o)
     { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms })
   publish(entries)
 
+  -- What remains is what a repeated call asks for; the log and the transcript have the rest.
   redis.call('HSET', run_key(run_id), 'status', 'done', 'kind', o.kind)
+  redis.call('HDEL', run_key(run_id), 'messages', 'message_list', 'fields', 'resume')
   redis.call('PEXPIRE', run_key(run_id), AFTERLIFE_MS)
   clear_run_dues(run_id)
   local position = redis.call('HMGET', K.session, 'seq', 'log_bytes')
