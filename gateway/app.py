@@ -22,6 +22,7 @@ from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, http, metrics, pages, websocket
 from gateway.edges.guard import LOOPBACK, Guard
+from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.errors import Unavailable
 from gateway.session.hub import Hub, HubTimes
@@ -31,6 +32,9 @@ from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Telemetry
+
+COME_BACK_S = 5.0
+"""The clients of a node that stops come back spread over this time."""
 
 
 @asynccontextmanager
@@ -87,13 +91,19 @@ class Node:
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s),
         )
-        self._sweep = Sweep(
+        self._beat = Beat(
             deadlines=bus.deadlines,
-            queue=bus.runs,
-            probe=telemetry,
             node=self.node_id,
             clock=time.monotonic,
             on_nodes=self._hub.heard,
+            report=report,
+        )
+        self._sweep = Sweep(
+            deadlines=bus.deadlines,
+            sessions=bus.sessions,
+            queue=bus.runs,
+            probe=telemetry,
+            beat=self._beat,
             report=report,
             lease_s=limits.lease_s,
         )
@@ -106,7 +116,7 @@ class Node:
             node=self.node_id,
             now_ms=now_ms,
         )
-        edge = websocket.WebSocketEdge(
+        self._edge = websocket.WebSocketEdge(
             service=service,
             hub=self._hub,
             probe=telemetry,
@@ -116,7 +126,7 @@ class Node:
         self._readiness = health.Readiness({"redis": self._ping})
         self.app = Starlette(
             routes=[
-                *websocket.routes(edge),
+                *websocket.routes(self._edge),
                 *http.routes(service, bus.directory),
                 *health.routes(self._readiness),
                 *metrics.routes(telemetry.render),
@@ -130,14 +140,16 @@ class Node:
         return [
             self._bus.notices.run(),
             self._hub.run(),
+            self._beat.run(),
             self._sweep.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]
 
     def drain(self) -> None:
-        """The node is about to stop: it is not ready any more."""
+        """The node is about to stop: it is not ready any more, and sends its clients away."""
         self._readiness.draining = True
+        self._edge.drain("stopping", spread_s=COME_BACK_S)
 
     async def leave(self) -> None:
         """Gives up what this node holds, once its sockets are gone."""

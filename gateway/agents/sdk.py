@@ -61,18 +61,16 @@ class Agent:
     Args:
         name: lower-case letters, digits, `-` and `_`; what clients ask for.
         description: for people, in the list of agents.
-        restartable: a run whose worker died after it had begun to answer is begun anew. Only for
-            agents whose work may be done twice.
     """
 
-    def __init__(self, name: str, *, description: str = "", restartable: bool = False) -> None:
+    def __init__(self, name: str, *, description: str = "") -> None:
         try:
             msgspec.convert(name, AgentName)
         except msgspec.ValidationError:
             raise ValueError(
                 f"{name!r} is no agent name: 1 to 63 of a-z, 0-9, `-`, `_`, a letter or digit first"
             ) from None
-        self.info = AgentInfo(name, description, restartable)
+        self.info = AgentInfo(name, description)
         self._function: AgentFunction | None = None
 
     @property

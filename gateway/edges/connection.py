@@ -2,7 +2,8 @@
 
 Two tasks: the reader (the application's own task) takes one client frame after the other; the
 writer sends what is in the outbox. Only these two touch the ASGI interface, so that a protocol
-class of our own can take their place.
+class of our own can take their place. While the client is behind, a third reads the log for it, so
+that answers do not wait for Redis.
 """
 
 import asyncio
@@ -111,6 +112,7 @@ class Connection:
         self._context = ExitStack()
         self._life = asyncio.timeout(None)
         self._writing = True
+        self._catching_up: asyncio.Task[None] | None = None
         self._progress_at = 0.0
         self._stall_timer: Timer | None = None
         self._open_timer = edge.wheel.after(
@@ -121,9 +123,11 @@ class Connection:
         """Serves the connection until it is gone."""
         try:
             async with self._life, asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write())
+                writer = tasks.create_task(self._write(tasks))
                 await self._read()
                 writer.cancel()
+                if self._catching_up is not None:
+                    self._catching_up.cancel()
         except TimeoutError:
             pass  # cut off, see `_check_progress`
         finally:
@@ -143,7 +147,7 @@ class Connection:
 
     # --- out --------------------------------------------------------------------------------------
 
-    async def _write(self) -> None:
+    async def _write(self, tasks: asyncio.TaskGroup) -> None:
         """Sends what is queued; frames of one turn of the loop leave in one write of the socket."""
         outbox = self._outbox
         try:
@@ -162,13 +166,19 @@ class Connection:
                 if outbox.close_code is not None:
                     await self._send({"type": "websocket.close", "code": int(outbox.close_code)})
                     return
-                if outbox.pulling and self._attachment is not None:
-                    await self._edge.hub.catch_up(self._attachment)
+                self._catch_up(tasks)
         except OSError:
             pass  # the client is gone; the reader hears of it, too
         finally:
             self._writing = False
             self._room.set()
+
+    def _catch_up(self, tasks: asyncio.TaskGroup) -> None:
+        """Reads on for a client that is behind. One reader at a time; it wakes the writer."""
+        if self._outbox.pulling and self._attachment is not None:
+            running = self._catching_up
+            if running is None or running.done():
+                self._catching_up = tasks.create_task(self._edge.hub.catch_up(self._attachment))
 
     def _watch_progress(self) -> None:
         """One timer per while, not per write: it looks again as long as there is progress."""

@@ -8,8 +8,10 @@ errors      refusals, with their wire code
 context     whose work the running code does: the ids of a log line
 outbox      what waits for one socket, bounded in bytes
 hub         who follows which session on this node; order, gaps, home, counting
+log         a stretch of a session's log, page by page
 snapshot    a session as one frame, for who comes without a cursor
 service     the verbs of a session: open, message, answer, tool result, cancel, close
+beat        this node's sign of life, and what it learns by it
 deadlines   the sweep: every due time of the fleet, acted on by any node
 ==========  =======================================================================================
 """

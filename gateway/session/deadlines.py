@@ -1,15 +1,16 @@
 """The sweep: every due time of the fleet, acted on by any node."""
 
 import asyncio
+import random
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
+from gateway.session.beat import Beat
 from gateway.session.errors import Fenced, Unavailable
+from gateway.session.log import Moved, events_of, read_stretch
 from gateway.session.model import Advanced, Due, Ending, RunRef
-from gateway.session.ports import Clock, Deadlines, Probe, RunQueue
-from gateway.session.snapshot import event_of
+from gateway.session.ports import Deadlines, Probe, RunQueue, Sessions
 from protocol.events import RunError, encode_event
 from protocol.transcript import Transcript
 
@@ -38,29 +39,24 @@ class Sweep:
         self,
         *,
         deadlines: Deadlines,
+        sessions: Sessions,
         queue: RunQueue,
         probe: Probe,
-        node: str,
-        clock: Clock,
-        on_nodes: Callable[[dict[str, bool], bool], None],
+        beat: Beat,
         report: Callable[[str, Exception], None],
         lease_s: float = 30.0,
         interval_s: float = 1.0,
-        gap_s: float = 5.0,
     ) -> None:
-        """`on_nodes` hears which nodes live, and whether there was an interruption."""
+        """`beat` tells for how long Redis has been there."""
         self._deadlines = deadlines
+        self._sessions = sessions
         self._queue = queue
         self._probe = probe
-        self._node = node
-        self._clock = clock
-        self._on_nodes = on_nodes
+        self._beat = beat
         self._report = report
-        self._lease_s = lease_s
+        # What is judged by who lives waits until Redis has been there for so long.
+        self._patience_s = {"lease": lease_s, "expiry": 0.0}
         self._interval_s = interval_s
-        self._gap_s = gap_s
-        self._succeeded_at: float | None = None
-        self._leases_from = 0.0
         self._postponed = 0
 
     async def run(self) -> None:
@@ -78,21 +74,22 @@ class Sweep:
         """One sweep.
 
         Raises:
-            Unavailable: Redis does not answer; the next sweep counts as one after an interruption.
+            Unavailable: Redis does not answer, which counts as an interruption.
         """
-        succeeded_at, self._succeeded_at = self._succeeded_at, None
-        alive = await self._deadlines.beat(self._node)
-        now = self._clock()
-        interrupted = succeeded_at is None or now - succeeded_at > self._gap_s
-        if interrupted:
-            self._leases_from = now + self._lease_s
-        self._on_nodes(alive, interrupted)
-        dues = await self._deadlines.due(min(BATCH + self._postponed, MOST))
-        judged = [due for due in dues if due.kind != "lease" or now >= self._leases_from]
-        self._postponed = len(dues) - len(judged)
-        for due in judged:
-            await self._act(due)
-        self._succeeded_at = self._clock()
+        try:
+            dues = await self._deadlines.due(min(BATCH + self._postponed, MOST))
+            random.shuffle(dues)  # or one for which Redis never answers would hide those behind it
+            self._postponed = 0
+            for due in dues:
+                # Asked for each: a sweep may last, and Redis be gone and back meanwhile.
+                patience_s = self._patience_s.get(due.kind)
+                if patience_s is not None and self._beat.steady_s < patience_s:
+                    self._postponed += 1
+                else:
+                    await self._act(due)
+        except Unavailable:
+            self._beat.doubt()
+            raise
 
     async def _act(self, due: Due) -> None:
         try:
@@ -112,28 +109,36 @@ class Sweep:
             self._report(f"the deadline {due.kind} of a run could not be acted on", error)
 
     async def _end(self, ref: RunRef, advanced: Advanced) -> RunRef | None:
-        ending = forced_ending(advanced.end, advanced.frames)
         try:
+            said = await self._said(ref, advanced)
+            ending = forced_ending(advanced.end, said)
             return await self._deadlines.end_by_force(
                 ref, advanced.attempt, advanced.ordinal, advanced.end, ending
             )
+        except Moved:
+            return None  # it stays due: the next sweep reads it anew
         except Fenced:
             return None  # its worker came back
 
+    async def _said(self, ref: RunRef, advanced: Advanced) -> Transcript:
+        """What the run said so far."""
+        said = Transcript()
+        stretch = read_stretch(self._sessions, ref.session, advanced.first_seq, advanced.cursor)
+        async for entries in stretch:
+            for event in events_of(entries):
+                # What these carry is in the session's transcript; only the run's words are new.
+                if event.get("type") not in _OWN_MESSAGES:
+                    said.apply(event)
+        return said
 
-def forced_ending(code: str, frames: list[bytes]) -> Ending:
+
+def forced_ending(code: str, said: Transcript) -> Ending:
     """The end of a run that nobody can finish: what it said so far is kept, marked incomplete."""
-    transcript = Transcript()
-    for frame in frames:
-        event: dict[str, Any] = event_of(frame)
-        # What these carry is in the session's transcript already; only the run's words are new.
-        if event.get("type") not in _OWN_MESSAGES:
-            transcript.apply(event)
-    transcript.mark_incomplete()
+    said.mark_incomplete()
     message = _MESSAGES.get(code, "the run was ended by force")
     return Ending(
         kind="X",
         event=encode_event(RunError(message, code)),
-        messages=[_encode(message) for message in transcript.messages],
+        messages=[_encode(message) for message in said.messages],
         code=code,
     )

@@ -69,3 +69,9 @@ def parse_entry(header: bytes, frame: bytes) -> Entry:
     return Entry(
         int(seq), epoch, run_id, kind, int(ts), int(out), int(into), role, task, int(claimed), frame
     )
+
+
+def read_entry(raw: bytes) -> Entry:
+    """One raw entry of a `LogPage`."""
+    header, _, frame = raw.partition(b"\n")
+    return parse_entry(header, frame)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
-from gateway.session.entry import TERMINAL_KINDS, Entry, parse_entry, parse_push
+from gateway.session.entry import TERMINAL_KINDS, Entry, parse_push, read_entry
 from gateway.session.model import SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, SessionProbe
@@ -88,7 +88,8 @@ class Feed:
         stale: the log may hold more than has passed; the hub is to look.
         unread: nobody has read the log since the subscription was made.
         verify_home: the hub is to ask who the home is.
-        ended: the session is over; sockets close once they have everything.
+        over: the session is over, as somebody said; its last run may still be ending.
+        ended: it is over and the log complete; sockets close once they have everything.
         active_at: when the last push came, by the clock.
         left_at: when the last socket left, None while there is one.
     """
@@ -118,6 +119,7 @@ class Feed:
         self.stale = False
         self.unread = False
         self.verify_home = False
+        self.over = False
         self.ended = False
         self.lock = asyncio.Lock()
         self.queued = False
@@ -141,6 +143,11 @@ class Feed:
         """True while somebody needs its events."""
         return self.home or bool(self.attachments)
 
+    @property
+    def gone_code(self) -> CloseCode:
+        """How sockets are closed once Redis knows no such session."""
+        return CloseCode.SESSION_ENDED if self.over else CloseCode.UNKNOWN_SESSION
+
     # --- events come in ---------------------------------------------------------------------------
 
     def on_push(self, data: bytes) -> None:
@@ -151,7 +158,7 @@ class Feed:
             for entry in pushed:
                 self._offer(entry)
         else:  # `reset`, `ended`: the log says the rest
-            self.ended = self.ended or pushed.name == "ended"
+            self.over = self.over or pushed.name == "ended"
             self.look()
 
     def look(self) -> None:
@@ -232,6 +239,8 @@ class Feed:
             self.expect(entry.run_id)
         elif entry.kind in TERMINAL_KINDS:
             self.runs.discard(entry.run_id)
+            if self.over:
+                self.look()
             if self.home:
                 self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
 
@@ -268,9 +277,3 @@ class Feed:
                 attachment.outbox.finish(code)
             else:
                 attachment.outbox.wake()
-
-
-def read_entry(raw: bytes) -> Entry:
-    """One raw entry of a `LogPage`."""
-    header, _, frame = raw.partition(b"\n")
-    return parse_entry(header, frame)

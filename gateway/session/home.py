@@ -34,13 +34,17 @@ class Homes:
         self._wheel = wheel
         self._wake = wake
         self._grace_s = grace_s
-        self._dead: set[str] = set()
+        self._nodes: dict[str, bool] = {}
+        self._heard_at = self._asked_at = float("-inf")
 
     def adopt(self, feed: Feed, view: SessionView) -> None:
         """Takes note of who the home is."""
         feed.home_node = view.home
         feed.home_asked_at = self._clock()
         feed.set_home(view.home == self._node)
+        if not feed.home and self._dead(feed):
+            feed.verify_home = True
+            self._wake(feed)
         if not feed.attachments and feed.left_at is None:
             self.deserted(feed)
 
@@ -50,11 +54,23 @@ class Homes:
         if feed.home:
             self._wheel.after(self._grace_s, lambda: self._wake(feed))
 
-    def heard(self, alive: dict[str, bool]) -> set[str]:
-        """Answers the nodes that are known to be dead, as far as that is news."""
-        dead = {node for node, lives in alive.items() if not lives}
-        news, self._dead = dead - self._dead, dead
-        return news
+    def heard(self, alive: dict[str, bool]) -> None:
+        """Takes note of which nodes live, as the last beat was told."""
+        self._nodes = alive
+        # It was asked for after the answer before it was heard.
+        self._asked_at, self._heard_at = self._heard_at, self._clock()
+
+    def orphaned(self, feed: Feed) -> bool:
+        """True when sockets here follow a session whose home is dead."""
+        return not feed.home and bool(feed.attachments) and self._dead(feed)
+
+    def _dead(self, feed: Feed) -> bool:
+        lives = self._nodes.get(feed.home_node)
+        if lives is None and feed.home_node:
+            # Forgotten for being dead so long; or so new that we had not heard of it yet, when a
+            # beat after we met it will tell.
+            return feed.home_asked_at < self._asked_at
+        return lives is False
 
     async def settle(self, feed: Feed) -> SessionView | None:
         """Leaves a home whose grace is over; asks who the home is, where that is in doubt."""
@@ -90,7 +106,7 @@ class Homes:
 
     async def ask(self, feed: Feed) -> SessionView | None:
         """The session as it is now; takes its home when it has none. None when it is over."""
-        dead_home = feed.home_node if feed.home_node in self._dead else ""
+        dead_home = feed.home_node if self._dead(feed) else ""
         try:
             return await self._sessions.open(
                 feed.key, feed.user, node=self._node, dead_home=dead_home
@@ -98,8 +114,10 @@ class Homes:
         except Unavailable:
             raise
         except Refused as refused:
-            feed.ended = feed.ended or refused.code == ErrorCode.SESSION_ENDED
-            feed.runs.clear()
+            if refused.code == ErrorCode.SESSION_ENDED:
+                feed.over = True  # its last run may still be ending
+            else:
+                feed.runs.clear()
             feed.look()
             return None
 

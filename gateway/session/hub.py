@@ -12,21 +12,21 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.session.entry import read_entry
 from gateway.session.errors import Refused, Unavailable
-from gateway.session.feed import Attachment, Feed, read_entry
+from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
+from gateway.session.log import PAGE
 from gateway.session.model import LogPage, SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, Notices, Probe, Sessions
-from gateway.session.snapshot import snapshot_frame
+from gateway.session.snapshot import take_snapshot
 from gateway.session.wheel import Wheel
 from protocol.codec import encode
 from protocol.codes import CloseCode, ErrorCode
 from protocol.frames import Cursor, Reset
 
 WORKERS = 16
-PAGE = 256
-"""Entries of the log in one read."""
 
 _REASONS = {"epoch": "epoch_changed", "trimmed": "cursor_too_old", "ahead": "writes_lost"}
 
@@ -175,7 +175,7 @@ class Hub:
         """The session is over, as somebody has just been told."""
         feed = self._feeds.get(key)
         if feed is not None:
-            feed.ended = True
+            feed.over = True
             feed.look()
 
     def expect_run(self, key: SessionKey, run_id: str) -> None:
@@ -186,9 +186,9 @@ class Hub:
 
     def heard(self, alive: dict[str, bool], interrupted: bool) -> None:
         """Which nodes live. After an interruption others may have taken our homes: ask again."""
-        dead = self._homes.heard(alive)
+        self._homes.heard(alive)
         for feed in self._feeds.values():
-            if (interrupted and feed.home) or (feed.attachments and feed.home_node in dead):
+            if (interrupted and feed.home) or self._homes.orphaned(feed):
                 feed.verify_home = True
                 self._enqueue(feed)
 
@@ -293,15 +293,17 @@ class Hub:
                 self._restart(feed, page)
                 break
             self.repaired += feed.absorb(page.entries)
-            if feed.last_seq >= page.last_seq or not page.entries:
+            if feed.last_seq >= page.last_seq:
+                feed.ended = page.ended  # the push that says so may be lost
+                break
+            if not page.entries:
                 break
         if feed.ended:
             self._finish(feed, CloseCode.SESSION_ENDED)
 
     def _restart(self, feed: Feed, page: LogPage) -> None:
         if page.status == "gone":
-            code = CloseCode.SESSION_ENDED if feed.ended else CloseCode.UNKNOWN_SESSION
-            self._finish(feed, code)
+            self._finish(feed, feed.gone_code)
         else:
             feed.restart(Cursor(page.epoch, page.last_seq))
 
@@ -316,8 +318,7 @@ class Hub:
         feed = attachment.feed
         page = await self._sessions.read(feed.key, attachment.cursor, PAGE)
         if page.status == "gone":
-            code = CloseCode.SESSION_ENDED if feed.ended else CloseCode.UNKNOWN_SESSION
-            attachment.outbox.finish(code)
+            attachment.outbox.finish(feed.gone_code)
             return True
         if page.status != "ok":
             await self._reset(attachment, page.status)
@@ -337,9 +338,7 @@ class Hub:
         feed = attachment.feed
         view = await self._homes.ask(feed)
         if view is None:
-            attachment.outbox.finish(
-                CloseCode.SESSION_ENDED if feed.ended else CloseCode.UNKNOWN_SESSION
-            )
+            attachment.outbox.finish(feed.gone_code)
             return
         self.adopt(view)
         attachment.staged = [_reset_frame(status, view)]
@@ -347,12 +346,13 @@ class Hub:
         attachment.start()
 
     async def _stage_snapshot(self, attachment: Attachment) -> None:
-        source = await self._sessions.snapshot(attachment.feed.key)
-        if source is None:
+        taken = await take_snapshot(self._sessions, attachment.feed.key)
+        if taken is None:
             raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
-        attachment.staged.append(await snapshot_frame(source))
-        attachment.epoch, attachment.seq = source.cursor.epoch, source.cursor.seq
-        attachment.feed.saw(source.cursor)
+        cursor, frame = taken
+        attachment.staged.append(frame)
+        attachment.epoch, attachment.seq = cursor.epoch, cursor.seq
+        attachment.feed.saw(cursor)
 
     # --- position checks --------------------------------------------------------------------------
 
@@ -373,12 +373,13 @@ class Hub:
             return
         interval_s = self._interval(feed)
         now = self._clock()
+        if not feed.home and now - feed.home_asked_at >= self._times.check_idle_s:
+            feed.verify_home = True  # pushes say nothing of who counts them
+            self._enqueue(feed)
         quiet_s = now - feed.active_at
         if quiet_s < interval_s:
             self._arm_check(feed, interval_s - quiet_s)
             return
-        if not feed.home and now - feed.home_asked_at >= self._times.check_idle_s:
-            feed.verify_home = True
         feed.look()
         self._arm_check(feed, interval_s)
 

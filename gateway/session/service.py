@@ -22,7 +22,7 @@ from gateway.session.model import (
 from gateway.session.ports import Directory, Probe, RunQueue, Sessions
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
-from protocol.frames import Ack, Answer, Cancel, Close, Message, ToolResult
+from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, ToolResult
 
 _encode = msgspec.json.Encoder().encode
 _canonical = msgspec.json.Encoder(order="sorted").encode
@@ -86,7 +86,6 @@ class SessionService:
 
     async def message(self, view: SessionView, frame: Message) -> Ack:
         """A user message: makes one run."""
-        feed = self._hub.find(view.key)
         new = NewMessage(
             key=view.key,
             user=view.user,
@@ -97,7 +96,7 @@ class SessionService:
             run_fields=run_fields(frame),
             when_busy=frame.when_busy,
             traceparent=frame.traceparent or "",
-            seen=None if feed is None else feed.cursor,
+            seen=self._seen(view),
         )
         return await self._accept(view, new)
 
@@ -114,6 +113,7 @@ class SessionService:
                 [ResumeEntry(e.interrupt_id, e.status, e.payload) for e in frame.entries]
             ),
             traceparent=frame.traceparent or "",
+            seen=self._seen(view),
         )
         return await self._accept(view, new)
 
@@ -136,12 +136,13 @@ class SessionService:
             tool_call_id=frame.tool_call_id,
             message=_encode(message),
             traceparent=frame.traceparent or "",
+            seen=self._seen(view),
         )
         return await self._accept(view, new)
 
     async def cancel(self, view: SessionView, frame: Cancel) -> Ack:
         """Cancels a run, by default the open one."""
-        accepted = await self._sessions.cancel(view.key, view.user, frame.run_id)
+        accepted = await self._sessions.cancel(view.key, view.user, frame.run_id, frame_id=frame.id)
         return await self._acknowledge(frame.id, accepted)
 
     async def close(self, view: SessionView, frame: Close) -> Ack:
@@ -151,6 +152,11 @@ class SessionService:
             seconds = max(0, closed.ended_ms - closed.created_ms) / 1000
             self._probe.session(view.key.tenant, closed.agent).completed("completed", seconds)
         return Ack(frame.id, "accepted")
+
+    def _seen(self, view: SessionView) -> Cursor | None:
+        """The last event that passed here: a log that is shorter has lost writes."""
+        feed = self._hub.find(view.key)
+        return None if feed is None else feed.cursor
 
     async def _accept(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
         try:

@@ -27,12 +27,15 @@ export const SUBPROTOCOL = "nooble.v1";
 const ATTACH_TIMEOUT_MS = 15_000;
 const PONG_TIMEOUT_MS = 10_000;
 
+const ENDS = new Set(["RUN_FINISHED", "RUN_ERROR"]);
+
 /**
  * @typedef {import("./core.js").Cursor} Cursor
  * @typedef {import("./core.js").Frame} Frame
  * @typedef {import("./core.js").Command} Command
  * @typedef {import("./core.js").Outcome} Outcome
  * @typedef {import("./core.js").Policy} Policy
+ * @typedef {import("./core.js").AgUiEvent} AgUiEvent
  * @typedef {{re: string, status: "accepted"|"queued"|"duplicate", run_id?: string}} Ack
  * @typedef {{interruptId: string, status: "resolved"|"cancelled", payload?: any}} AnswerEntry
  * @typedef {"idle"|"connecting"|"open"|"waiting"|"closed"} Status
@@ -61,6 +64,8 @@ export class NoobleSession {
   #waiting = new Map();
   /** @type {NoobleError | undefined} */
   #complaint; // what the server said last that answers no command
+  /** @type {string | undefined} */
+  #openRun; // the run that is being answered, as far as it is known
   #heardAt = 0;
   #attachedAt = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -131,8 +136,17 @@ export class NoobleSession {
    * @param {string} [runId]
    * @returns {Promise<Ack>}
    */
-  cancel(runId) {
-    return this.#command({ type: "cancel", id: newId(), run_id: runId });
+  async cancel(runId) {
+    // Named, where it is known: a bare one that is sent again after a lost answer could hit the run
+    // after it.
+    const id = newId();
+    try {
+      return await this.#command({ type: "cancel", id, run_id: runId ?? this.#openRun });
+    } catch (error) {
+      const over = error instanceof NoobleError && error.code === "run_not_found";
+      if (runId === undefined && over) return { re: id, status: "accepted" };
+      throw error;
+    }
   }
 
   /**
@@ -204,8 +218,11 @@ export class NoobleSession {
   #act(outcome) {
     switch (outcome.kind) {
       case "deliver":
+        this.#note(outcome.runId, outcome.event);
         return this.#emit("event", outcome);
       case "replace":
+        this.#openRun = undefined;
+        for (const event of outcome.events) this.#note(event?.runId, event);
         return this.#emit("replace", outcome.events);
       case "attached":
         clearTimeout(this.#timer);
@@ -232,6 +249,12 @@ export class NoobleSession {
       case "broken":
         return this.#drop(1006, "an event was missing");
     }
+  }
+
+  /** Which run is open. @param {any} runId @param {AgUiEvent} event */
+  #note(runId, event) {
+    if (event?.type === "RUN_STARTED") this.#openRun = runId;
+    else if (ENDS.has(event?.type) && runId === this.#openRun) this.#openRun = undefined;
   }
 
   /** Scripts do not see a server's pings, so silence is probed with our own. @param {number} ms */

@@ -28,7 +28,7 @@ export class Transcript {
 
   /** Folds one event in. One of an unknown type changes nothing. @param {AgUiEvent} event */
   apply(event) {
-    switch (event.type) {
+    switch (event?.type) {
       case "RUN_STARTED":
         this._addAll(event.input?.messages);
         break;
@@ -49,7 +49,8 @@ export class Transcript {
         break;
       case "TOOL_CALL_RESULT": {
         const { messageId: id, toolCallId, content } = event;
-        if (isText(toolCallId)) this._add({ id, role: "tool", toolCallId, content });
+        if (!isText(toolCallId) || content === undefined) break;
+        this._add({ id, role: "tool", toolCallId, content });
         break;
       }
       case "RUN_FINISHED":
@@ -63,12 +64,13 @@ export class Transcript {
   _applyText({ type, messageId: id, role, delta }) {
     if (type === "TEXT_MESSAGE_START") {
       this.openIds.add(id);
-      this._message(id, isText(role) ? role : "assistant");
+      this._message(id, isText(role) && role ? role : "assistant");
     } else if (type === "TEXT_MESSAGE_END") {
       this.openIds.delete(id);
     } else if (isText(delta)) {
       const message = this._message(id, "assistant");
-      if (!Array.isArray(message.content)) message.content = (message.content ?? "") + delta;
+      const content = message.content ?? "";
+      if (isText(content)) message.content = content + delta;
     }
   }
 
@@ -80,7 +82,7 @@ export class Transcript {
     } else if (type === "TOOL_CALL_ARGS") {
       if (call && isText(delta)) call.function.arguments += delta;
     } else if (!call && isText(name)) {
-      this._startCall(id, name, isText(parentMessageId) ? parentMessageId : id);
+      this._startCall(id, name, isText(parentMessageId) && parentMessageId ? parentMessageId : id);
     }
   }
 
@@ -102,8 +104,8 @@ export class Transcript {
     const copy = structuredClone(message); // ours from here on: what was passed in never changes
     this.byId.set(copy.id, copy);
     this.messages.push(copy);
-    if (!Array.isArray(copy.toolCalls)) delete copy.toolCalls;
-    for (const call of copy.toolCalls ?? []) {
+    if (!Array.isArray(copy.toolCalls)) return;
+    for (const call of copy.toolCalls) {
       if (isText(call?.id) && isText(call.function?.arguments)) this.calls.set(call.id, call);
     }
   }
@@ -119,7 +121,8 @@ export class Transcript {
     this._add({ id: parentId, role: "assistant" }); // nothing, when it is there
     const parent = /** @type {Message} */ (this.byId.get(parentId));
     const call = { id, type: "function", function: { name, arguments: "" } };
-    (parent.toolCalls ??= []).push(call);
+    if (!Array.isArray(parent.toolCalls)) parent.toolCalls = [];
+    parent.toolCalls.push(call);
     this.calls.set(id, call);
     this.openIds.add(id);
   }
@@ -127,5 +130,5 @@ export class Transcript {
 
 /** @param {any} value @returns {value is string} */
 function isText(value) {
-  return typeof value === "string" && value !== "";
+  return typeof value === "string";
 }

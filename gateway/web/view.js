@@ -181,7 +181,10 @@ function renderMessage(element, message, { transcript }, agent) {
     element.append(create("span", "visually-hidden", role === "user" ? "You: " : `${agent}: `));
     element.append(create("div", "text"), create("div", "calls"));
   }
-  const calls = message.toolCalls ?? [];
+  // What a snapshot brings is the agent's own: any JSON.
+  const calls = (Array.isArray(message.toolCalls) ? message.toolCalls : []).filter(
+    (call) => typeof call?.function?.arguments === "string",
+  );
   const open = transcript.openIds.has(id);
   element.classList.toggle("open", open);
   // Read aloud when it is complete, not word by word.
@@ -237,5 +240,5 @@ function asItem(waiting) {
 function textOf(content) {
   if (content == null) return "";
   if (!Array.isArray(content)) return String(content);
-  return content.map((part) => part.text ?? `[${part.type ?? "attachment"}]`).join("");
+  return content.map((part) => part?.text ?? `[${part?.type ?? "attachment"}]`).join("");
 }

@@ -253,7 +253,7 @@ def test_both_transcripts_agree(page: Page) -> None:
 
 def random_event(dice: random.Random) -> dict[str, Any]:
     message_id, call_id = dice.choice(["m1", "m2", "m3"]), dice.choice(["c1", "c2"])
-    messages = [{"id": message_id, "role": "user", "content": "hi"}]
+    messages: list[Any] = [random_message(dice, message_id), dice.choice([None, "x", []])]
     whole: dict[str, Any] = dice.choice(
         [
             {"type": "RUN_STARTED", "input": {"messages": messages}},
@@ -280,9 +280,36 @@ def random_event(dice: random.Random) -> dict[str, Any]:
             {"type": "RUN_FINISHED"} if dice.random() < 0.3 else {"type": "UNKNOWN"},
         ]
     )
-    if dice.random() < 0.1 and len(whole) > 1:
-        whole = {**whole, dice.choice(list(whole)): dice.choice([None, 7, ["x"], {}])}
+    if dice.random() < 0.2 and len(whole) > 1:
+        whole = dict(whole)
+        field = dice.choice(list(whole))
+        if dice.random() < 0.3:
+            del whole[field]
+        else:
+            whole[field] = dice.choice([None, 7, "", ["x"], {}])
     return whole
+
+
+def random_message(dice: random.Random, message_id: str) -> dict[str, Any]:
+    """What an agent may put into a snapshot: complete, half of a call, or nonsense."""
+    calls: Any = dice.choice(
+        [
+            [{"id": "c1", "type": "function", "function": {"name": "t", "arguments": ""}}],
+            [{"id": "c2", "function": {"arguments": 7}}, None, "x", {}],
+            [{"id": "c2", "function": None}],
+            7,
+            None,
+        ]
+    )
+    content = dice.choice(["hi", "", None, 7, {"a": 1}, [{"type": "text", "text": "x"}]])
+    return dice.choice(
+        [
+            {"id": message_id, "role": "user", "content": "hi"},
+            {"id": message_id, "role": "assistant", "content": content},
+            {"id": message_id, "role": "assistant", "toolCalls": calls},
+            {"id": dice.choice(["", None, 7]), "role": "user", "content": "hi"},
+        ]
+    )
 
 
 def test_a_client_needs_an_agent_or_a_session(page: Page) -> None:
@@ -292,3 +319,87 @@ def test_a_client_needs_an_agent_or_a_session(page: Page) -> None:
         """try { new NoobleSession({ url: "ws://client.test/ws" }); }
            catch (error) { return error instanceof TypeError; }""",
     )
+
+
+FAKE_SOCKET = """
+    window.WebSocket = class {
+      static OPEN = 1;
+      static made = [];
+      readyState = 1;
+      sent = [];
+      constructor() { WebSocket.made.push(this); queueMicrotask(() => this.onopen()); }
+      send(data) { this.sent.push(JSON.parse(data)); }
+      close() {}
+      hear(frame) { this.onmessage({ data: JSON.stringify(frame) }); }
+    };
+    const settled = () => new Promise((resolve) => setTimeout(resolve));
+    const session = new NoobleSession({ url: "ws://client.test/ws", agent: "demo" });
+    session.connect();
+    await settled();
+    const socket = WebSocket.made[0];
+    socket.hear(argument.opened);
+    socket.hear({ type: "snapshot", cursor: { epoch: "e", seq: 0 }, events: argument.events });
+"""
+
+
+def test_a_bare_cancel_names_the_open_run(page: Page) -> None:
+    """Sent again after a lost answer it must not hit the run after it."""
+    seq = iter(range(1, 10))
+
+    def of_run(run_id: str, kind: str) -> dict[str, Any]:
+        return event(next(seq), run_id=run_id, event={"type": kind, "runId": run_id})
+
+    named = run(
+        page,
+        FAKE_SOCKET
+        + """
+        const cancelled = () => { session.cancel(); return socket.sent.at(-1).run_id ?? null; };
+        const named = [cancelled()];
+        for (const frame of argument.frames) {
+          socket.hear(frame);
+          named.push(cancelled());
+        }
+        const unanswered = session.core.unanswered.map((command) => command.run_id ?? null);
+        session.disconnect();
+        return [named, unanswered];
+        """,
+        {
+            "opened": opened(resumed=False, heartbeat_ms=25_000),
+            "events": [{"type": "RUN_STARTED", "runId": "r1"}],
+            "frames": [
+                of_run("r1", "RUN_FINISHED"),
+                of_run("r2", "RUN_STARTED"),
+                of_run("r2", "TEXT_MESSAGE_START"),
+                of_run("other", "RUN_ERROR"),
+                of_run("r2", "RUN_ERROR"),
+            ],
+        },
+    )
+    expected = ["r1", None, "r2", "r2", "r2", None]
+    assert named == [expected, expected], "what is sent again is what was sent"
+
+
+def test_a_bare_cancel_is_safe_when_nothing_runs(page: Page) -> None:
+    """The run that it named is over and forgotten: then there is nothing to do. A run that the
+    caller named must exist."""
+    outcomes = run(
+        page,
+        FAKE_SOCKET
+        + """
+        const refuse = () => socket.hear({ ...argument.refusal, re: socket.sent.at(-1).id });
+        const tell = (promise) => promise.then((ack) => ack.status, (error) => error.code);
+        const bare = tell(session.cancel());
+        refuse();
+        const named = tell(session.cancel("r7"));
+        refuse();
+        const outcomes = await Promise.all([bare, named]);
+        session.disconnect();
+        return outcomes;
+        """,
+        {
+            "opened": opened(resumed=False, heartbeat_ms=25_000),
+            "events": [{"type": "RUN_STARTED", "runId": "r1"}],
+            "refusal": {"type": "error", "code": "run_not_found", "message": "x"},
+        },
+    )
+    assert outcomes == ["accepted", "run_not_found"]

@@ -6,10 +6,12 @@ later, by hand).
 """
 
 import asyncio
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -33,6 +35,7 @@ from protocol.codes import ErrorCode
 from protocol.frames import Cursor, RunInfo
 
 KEY = SessionKey("acme", "s1")
+PAGE_BYTES = 256 * 1024
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Session:
     log: list[bytes] = field(default_factory=list)
     trimmed: int = 0
     messages: list[bytes] = field(default_factory=list)
+    state: bytes | None = None
     open_run: str = ""
     run_from: int = 0
     home: str = ""
@@ -108,6 +112,12 @@ class LittleBus:
             session.open_run = ""
         self.push(raw, key)
         return seq
+
+    def end(self, key: SessionKey = KEY) -> None:
+        """The session is closed, by somebody else."""
+        session = self.sessions[key]
+        session.ended, session.home = True, ""
+        self.push(b"!ended", key)
 
     def push(self, data: bytes, key: SessionKey = KEY) -> None:
         if self.hold:
@@ -193,16 +203,23 @@ class LittleBus:
         self.accepted.append(new)
         return Accepted("accepted", new.run_id, RunRef(*new.key, new.run_id), session.agent)
 
-    async def cancel(self, key: SessionKey, user: str, run_id: str | None) -> Accepted:
+    async def cancel(
+        self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
+    ) -> Accepted:
         await self._call("cancel")
         session = self._find(key, user)
-        return Accepted("accepted", run_id or session.open_run, None, session.agent)
+        known = session.ids.get(frame_id)
+        if known is not None:
+            return Accepted("duplicate", known[0], None, session.agent)
+        target = run_id or session.open_run
+        session.ids[frame_id] = (target, "cancel")
+        return Accepted("accepted", target, None, session.agent)
 
     async def close(self, key: SessionKey, user: str) -> Closed:
         await self._call("close")
         session = self.sessions[key]
-        first, session.ended, session.home = not session.ended, True, ""
-        self.push(b"!ended", key)
+        first = not session.ended
+        self.end(key)
         for _ in range(20):  # the push may be there long before the answer
             await asyncio.sleep(0)
         return Closed(first, session.agent, 1000, 61_000)
@@ -213,7 +230,11 @@ class LittleBus:
         if session is None:
             return LogPage([], "", 0, "gone")
         start = after.seq - session.trimmed
-        page = LogPage(session.log[start : start + count], session.epoch, session.seq, "ok")
+        over = session.ended and not session.open_run
+        entries = session.log[max(start, 0) : max(start, 0) + count]
+        sizes = list(accumulate(len(raw) for raw in entries))
+        fitting = max(1, bisect_right(sizes, PAGE_BYTES))
+        page = LogPage(entries[:fitting], session.epoch, session.seq, "ok", over)
         if after.epoch != session.epoch:
             page = LogPage([], session.epoch, session.seq, "epoch")
         elif after.seq > session.seq:
@@ -230,16 +251,12 @@ class LittleBus:
         session = self.sessions.get(key)
         if session is None:
             return None
-        frames = []
-        if session.open_run:
-            first = session.run_from - session.trimmed - 1
-            frames = [raw.partition(b"\n")[2] for raw in session.log[first:]]
         source = SnapshotSource(
             Cursor(session.epoch, session.seq),
             list(session.messages),
-            frames,
-            None,
+            session.state,
             session.open_run,
+            session.run_from if session.open_run else 0,
         )
         if self.gate is not None:
             await self.gate.wait()

@@ -115,7 +115,3 @@ async def test_fail_fails() -> None:
 
 async def test_commands_are_found_in_any_case_and_with_space_around() -> None:
     assert (await say("  /HELP ")).text == demo.HELP
-
-
-def test_a_lost_answer_is_not_begun_anew() -> None:
-    assert not demo.agent.info.restartable

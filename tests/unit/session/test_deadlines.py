@@ -1,15 +1,18 @@
 """Guarantee 4: every run ends, and no worker is judged for an absence of Redis."""
 
+import asyncio
 import contextlib
 from collections import Counter
 
 import msgspec
 import pytest
-from support.little_bus import CountingProbe, ManualClock
+from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 
-from gateway.session.deadlines import Sweep, forced_ending
+from gateway.session.beat import Beat
+from gateway.session.deadlines import Sweep
 from gateway.session.errors import Fenced, Unavailable
 from gateway.session.model import Advanced, Due, Ending, RunRef
+from protocol.frames import Cursor
 
 REF = RunRef("acme", "s1", "r1")
 NEXT = RunRef("acme", "s1", "r2")
@@ -25,6 +28,9 @@ class Deadlines:
         self.down = False
         self.fenced = False
         self.asked: list[int] = []
+        self.beats = 0
+        self.gate: asyncio.Event | None = None
+        """Set to an event: `advance` waits for it."""
 
     def add(self, kind: str, outcome: Advanced | Exception, run: str = "r1") -> Due:
         due = Due(kind, REF._replace(run_id=run), 0)
@@ -34,14 +40,19 @@ class Deadlines:
     async def beat(self, node: str) -> dict[str, bool]:
         if self.down:
             raise Unavailable
+        self.beats += 1
         return {node: True}
 
     async def due(self, limit: int) -> list[Due]:
+        if self.down:
+            raise Unavailable
         self.asked.append(limit)
         return list(self.items)[:limit]
 
     async def advance(self, due: Due) -> Advanced:
         self.acted.append(due)
+        if self.gate is not None:
+            await self.gate.wait()
         outcome = self.items.pop(due)
         if isinstance(outcome, Exception):
             raise outcome
@@ -66,23 +77,34 @@ class Bench:
     def __init__(self) -> None:
         self.deadlines = Deadlines()
         self.queue = Queue()
+        self.bus = LittleBus()
         self.probe = CountingProbe()
         self.clock = ManualClock()
         self.reports: list[Exception] = []
         self.heard: list[bool] = []
-        self.sweeper = Sweep(
+        self.beat = Beat(
             deadlines=self.deadlines,
-            queue=self.queue,
-            probe=self.probe,
             node="n1",
             clock=self.clock,
             on_nodes=lambda _alive, interrupted: self.heard.append(interrupted),
             report=lambda _message, error: self.reports.append(error),
+            interval_s=0.001,
+        )
+        self.sweeper = Sweep(
+            deadlines=self.deadlines,
+            sessions=self.bus,
+            queue=self.queue,
+            probe=self.probe,
+            beat=self.beat,
+            report=lambda _message, error: self.reports.append(error),
             lease_s=30,
+            interval_s=0.001,
         )
 
     async def sweeps(self, seconds: int) -> None:
         for _ in range(seconds):
+            with contextlib.suppress(Unavailable):
+                await self.beat.beat()
             with contextlib.suppress(Unavailable):
                 await self.sweeper.sweep()
             self.clock.now += 1
@@ -182,26 +204,169 @@ async def test_a_worker_that_came_back_keeps_its_run(bench):
     assert bench.reports == []
 
 
-def event_frame(event: dict) -> bytes:
-    return (
-        b'{"type":"event","seq":1,"ts":1,"run_id":"r","event":' + msgspec.json.encode(event) + b"}"
+# --- the beat -------------------------------------------------------------------------------------
+
+
+async def test_a_long_sweep_delays_no_beat(bench):
+    """Or a node that has much to do would count as dead, and lose its homes."""
+    bench.deadlines.gate = asyncio.Event()
+    bench.deadlines.add("timeout", Advanced())
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(part.run()) for part in (bench.beat, bench.sweeper)]
+        while not bench.deadlines.acted or bench.deadlines.beats < 20:
+            bench.clock.now += 1
+            await asyncio.sleep(0.001)
+        assert len(bench.deadlines.acted) == 1, "it is still in its first sweep"
+        assert bench.heard.count(True) == 1
+        for task in running:
+            task.cancel()
+    assert bench.reports == []
+
+
+async def test_a_beat_that_came_late_is_an_interruption(bench):
+    """Others may have taken our homes meanwhile: they must be verified."""
+    await bench.beat.beat()
+    bench.clock.now += 4
+    await bench.beat.beat()
+    assert bench.heard == [True, False]
+    bench.clock.now += 11
+    await bench.beat.beat()
+    assert bench.heard == [True, False, True]
+
+
+async def test_a_beat_whose_answer_came_late_is_an_interruption_too(bench):
+    await bench.beat.beat()
+    bench.clock.now += 1
+    beat = bench.deadlines.beat
+
+    async def slowly(node: str) -> dict[str, bool]:
+        bench.clock.now += 11
+        return await beat(node)
+
+    bench.deadlines.beat = slowly
+    await bench.beat.beat()
+    assert bench.heard == [True, True]
+
+
+async def test_a_beat_counts_from_when_it_was_sent(bench):
+    """Redis may have had it long before its answer came."""
+    beat = bench.deadlines.beat
+
+    async def slowly(node: str) -> dict[str, bool]:
+        answer = await beat(node)
+        bench.clock.now += 3
+        return answer
+
+    bench.deadlines.beat = slowly
+    await bench.beat.beat()
+    await bench.beat.beat()
+    assert bench.heard == [True, True]
+
+
+async def test_a_lease_is_not_judged_while_beats_are_overdue(bench):
+    """Redis is back and the sweep sees it first."""
+    await bench.sweeps(40)
+    bench.clock.now += 6
+    bench.deadlines.add("lease", Advanced())
+    await bench.sweeper.sweep()
+    assert bench.acted == {}
+
+
+async def test_an_interruption_within_a_sweep_postpones_what_is_left_of_it(bench):
+    await bench.sweeps(40)
+    for number in range(2):
+        bench.deadlines.add("lease", Advanced(), f"l{number}")
+    advance = bench.deadlines.advance
+
+    async def slowly(due: Due) -> Advanced:
+        bench.clock.now += 6
+        return await advance(due)
+
+    bench.deadlines.advance = slowly
+    await bench.beat.beat()
+    await bench.sweeper.sweep()
+    assert bench.acted == {"lease": 1}
+
+
+async def test_a_sweep_without_redis_is_an_interruption(bench):
+    await bench.sweeps(40)
+    due = bench.deadlines.due
+
+    async def down(_limit: int) -> list[Due]:
+        raise Unavailable
+
+    bench.deadlines.due = down
+    await bench.sweeps(1)
+    bench.deadlines.due = due
+    bench.deadlines.add("lease", Advanced())
+    await bench.sweeps(30)
+    assert bench.acted == {}
+    await bench.sweeps(1)
+    assert bench.acted == {"lease": 1}
+
+
+async def test_no_session_expires_before_the_node_knows_who_lives(bench):
+    """The bus judges by what the last beat was told: with nothing told, every home looks dead."""
+    bench.deadlines.add("expiry", Advanced())
+    await bench.sweeper.sweep()
+    assert bench.acted == {}
+    await bench.sweeps(1)
+    assert bench.acted == {"expiry": 1}
+
+
+async def test_an_item_that_redis_never_answers_hides_no_other(bench):
+    advance = bench.deadlines.advance
+
+    async def partly(due: Due) -> Advanced:
+        if due.ref.run_id == "bad":
+            raise Unavailable
+        return await advance(due)
+
+    bench.deadlines.advance = partly
+    bench.deadlines.add("timeout", Advanced(), "bad")
+    for number in range(5):
+        bench.deadlines.add("timeout", Advanced(), f"r{number}")
+    await bench.sweeps(200)
+    assert bench.acted == {"timeout": 5}
+
+
+# --- the end by force -----------------------------------------------------------------------------
+
+
+async def ended(bench: Bench, code: str, events: list, *, until: int | None = None) -> Ending:
+    """How a run with those events is ended."""
+    bench.bus.make()
+    for event in events:
+        bench.bus.append("E", event)
+    seq = len(events) if until is None else until
+    advanced = Advanced(
+        agent="demo", end=code, attempt=1, first_seq=1 if events else 0, cursor=Cursor("e1", seq)
     )
+    bench.deadlines.add("timeout", advanced)
+    await bench.sweeps(1)
+    assert bench.reports == []
+    return bench.deadlines.ended[0][-1]
 
 
-def test_what_was_said_is_kept_and_marked_incomplete():
-    frames = [
+def message(text: str, message_id: str = "a1") -> dict:
+    return {"type": "TEXT_MESSAGE_CONTENT", "messageId": message_id, "delta": text}
+
+
+async def test_what_was_said_is_kept_and_marked_incomplete(bench):
+    events = [
         {
             "type": "RUN_STARTED",
             "input": {"messages": [{"id": "u", "role": "user", "content": "hi"}]},
         },
         {"type": "TEXT_MESSAGE_START", "messageId": "a1", "role": "assistant"},
-        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "a1", "delta": "done"},
+        message("done"),
         {"type": "TEXT_MESSAGE_END", "messageId": "a1"},
         {"type": "CUSTOM", "name": "x", "value": 1},
+        ["no", "object"],
         {"type": "TEXT_MESSAGE_START", "messageId": "a2", "role": "assistant"},
-        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "a2", "delta": "half"},
+        message("half", "a2"),
     ]
-    ending = forced_ending("worker_lost", [event_frame(event) for event in frames])
+    ending = await ended(bench, "worker_lost", events)
     messages = [msgspec.json.decode(message) for message in ending.messages]
     assert [message["id"] for message in messages] == ["a1", "a2"], "the user's is there already"
     assert "metadata" not in messages[0]
@@ -210,11 +375,50 @@ def test_what_was_said_is_kept_and_marked_incomplete():
     assert (ending.kind, ending.code) == ("X", "worker_lost")
 
 
-def test_a_run_without_words_ends_too():
-    ending = forced_ending("no_worker", [])
+async def test_a_run_without_words_ends_too(bench):
+    ending = await ended(bench, "no_worker", [])
     assert ending.messages == []
     assert msgspec.json.decode(ending.event) == {
         "type": "RUN_ERROR",
         "message": "no worker serves this agent now",
         "code": "no_worker",
     }
+
+
+async def test_a_long_run_is_read_in_pages_and_leaves_the_loop_to_others(bench):
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(other())
+        ending = await ended(bench, "timeout", [message("x")] * 5000)
+        running.cancel()
+    assert msgspec.json.decode(ending.messages[0])["content"] == "x" * 5000
+    assert turns > 10
+
+
+async def test_what_came_after_the_verdict_is_not_read(bench):
+    ending = await ended(bench, "timeout", [message("in"), message("out")], until=1)
+    assert msgspec.json.decode(ending.messages[0])["content"] == "in"
+
+
+async def test_a_log_with_a_new_epoch_is_read_at_the_next_sweep(bench):
+    """Redis lost writes between the verdict and the reading: the run must end all the same."""
+    bench.bus.make()
+    bench.bus.append("E", message("word"))
+    verdict = Advanced(agent="demo", end="timeout", attempt=1, first_seq=1, cursor=Cursor("e0", 1))
+    due = bench.deadlines.add("timeout", verdict)
+    await bench.sweeps(1)
+    assert bench.deadlines.ended == []
+    assert bench.reports == []
+    bench.deadlines.items[due] = Advanced(
+        agent="demo", end="timeout", attempt=1, first_seq=1, cursor=Cursor("e1", 1)
+    )
+    await bench.sweeps(1)
+    assert len(bench.deadlines.ended) == 1
+    assert REF.session == KEY

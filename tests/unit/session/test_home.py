@@ -148,6 +148,72 @@ async def test_the_home_of_a_dead_node_is_taken_at_once(world):
     assert world.probe.facts["active"] == 1
 
 
+async def stream(world, seconds: float) -> None:
+    """Pushes, twice a second."""
+    for _ in range(int(seconds * 2)):
+        await world.pass_time(0.5)
+        world.bus.append()
+
+
+async def test_the_home_of_a_node_known_dead_is_taken_by_who_comes(world):
+    session = world.bus.make(home="dead")
+    world.hub.heard({"n1": True, "dead": False}, interrupted=False)
+    await world.join()
+    await world.settle()
+    assert session.home == "n1"
+    assert world.probe.facts["active"] == 1
+
+
+async def test_a_home_that_nobody_has_is_taken_while_events_stream(world):
+    """A session that is never quiet must be counted all the same."""
+    session = world.bus.make(home="elsewhere")
+    await world.join()
+    world.bus.append("S")
+    session.home = ""
+    await stream(world, 33)
+    assert session.home == "n1"
+    assert world.probe.facts["active"] == 1
+
+
+async def test_the_home_of_a_dead_node_is_taken_while_events_stream(world):
+    """Also when Redis did not answer at the moment of the news."""
+    session = world.bus.make(home="dead")
+    await world.join()
+    world.bus.append("S")
+    await world.settle()
+    world.bus.down = True
+    world.hub.heard({"n1": True, "dead": False}, interrupted=False)
+    await world.settle()
+    world.bus.down = False
+    await stream(world, 3)
+    assert session.home == "n1"
+
+
+async def test_the_home_of_a_node_long_forgotten_is_taken(world):
+    session = world.bus.make(home="forgotten")
+    await world.join()
+    for _ in range(3):
+        world.hub.heard({"n1": True}, interrupted=False)
+        await world.pass_time(1)
+    assert session.home == "n1"
+
+
+async def test_a_node_newer_than_our_last_beat_keeps_its_home(world):
+    """It is in no answer yet, and alive."""
+    world.hub.heard({"n1": True}, interrupted=False)
+    session = world.bus.make(home="fresh")
+    await world.join()
+    await world.settle()
+    await world.pass_time(0.5)
+    world.hub.heard({"n1": True}, interrupted=False)  # asked for before we met it
+    await world.settle()
+    assert session.home == "fresh"
+    await world.pass_time(1)
+    world.hub.heard({"n1": True, "fresh": True}, interrupted=False)
+    await world.pass_time(31)
+    assert session.home == "fresh"
+
+
 async def test_a_home_that_others_took_during_an_interruption_is_counted_no_more(world):
     session = world.bus.make()
     await world.join()
@@ -179,7 +245,7 @@ async def test_who_comes_while_the_home_is_being_left(world):
 async def test_the_end_of_a_session_ends_its_counting(world):
     world.bus.make()
     await world.join()
-    world.bus.push(b"!ended")
+    world.bus.end()
     await world.settle()
     assert world.probe.facts["active"] == 0
 

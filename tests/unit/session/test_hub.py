@@ -109,6 +109,18 @@ async def test_a_large_gap_is_read_in_pages(world):
     assert client.seqs == upto(2001)
 
 
+async def test_a_gap_of_large_events_is_read_to_the_end(world):
+    """Pages are bounded in bytes, too: one that is shorter than was asked for is not the last."""
+    world.bus.make()
+    client = await world.join(limit_bytes=1 << 30)
+    await world.settle()
+    world.bus.lose = 20
+    for _ in range(21):
+        world.bus.append(event={"type": "CUSTOM", "name": "n", "value": "x" * 50_000})
+    await world.settle()
+    assert client.seqs == upto(21)
+
+
 async def test_a_lost_last_event_is_found_within_2_s_of_an_open_run(world):
     world.bus.make()
     client = await world.join()
@@ -242,6 +254,22 @@ async def test_a_resume_continues_after_its_cursor(world):
     assert client.attachment.resumed is True
     assert client.seqs == upto(601, 18)
     assert "snapshot" not in client.kinds
+
+
+async def test_a_resume_stages_one_page_and_no_more(world):
+    """A storm of clients that come back must not hold all that they missed."""
+    world.bus.make()
+    for _ in range(200):
+        world.bus.append(event={"type": "CUSTOM", "name": "n", "value": "x" * 50_000})
+    view = await world.bus.open(KEY, "anonymous", node="n1")
+    attachment = await world.hub.attach(view, Cursor("e1", 0), Outbox(lambda: None))
+    assert sum(len(entry.frame) for entry in attachment.staged) <= 256 * 1024
+    world.hub.detach(attachment)
+    client = await world.join(Cursor("e1", 0))
+    for _ in range(20):
+        await world.settle()
+    assert client.seqs == upto(200)
+    assert client.most_bytes <= 256 * 1024 + 60_000
 
 
 async def test_events_between_the_reading_and_the_joining_are_not_lost(world):
@@ -474,7 +502,7 @@ async def test_the_end_closes_after_the_last_event(world):
     client = await world.join()
     world.bus.append("S")
     world.bus.append("C")
-    world.bus.push(b"!ended")
+    world.bus.end()
     await world.settle()
     assert client.seqs == [1, 2]
     assert client.closed == CloseCode.SESSION_ENDED
@@ -487,7 +515,7 @@ async def test_the_end_waits_for_an_event_whose_push_was_lost(world):
     await world.settle()
     world.bus.lose = 1
     world.bus.append("C")
-    world.bus.push(b"!ended")
+    world.bus.end()
     await world.settle()
     assert client.seqs == [1, 2]
     assert client.closed == CloseCode.SESSION_ENDED
@@ -500,12 +528,74 @@ async def test_the_end_waits_for_a_slow_client(world):
     slow.readable.clear()
     for _ in range(20):
         world.bus.append()
-    world.bus.push(b"!ended")
+    world.bus.end()
     await world.settle()
     slow.readable.set()
     await world.settle()
     assert slow.seqs == upto(20)
     assert slow.closed == CloseCode.SESSION_ENDED
+
+
+async def test_the_end_is_found_when_its_push_was_lost(world):
+    world.bus.make()
+    client = await world.join()
+    world.bus.append("S")
+    world.bus.append("C")
+    await world.settle()
+    world.bus.lose = 1
+    world.bus.end()
+    await world.pass_time(31)
+    assert client.closed == CloseCode.SESSION_ENDED
+    assert world.probe.facts["active"] == 0
+
+
+async def test_the_end_waits_for_the_last_run(world):
+    """Closed with a run open: its followers still hear how that ended."""
+    world.bus.make()
+    client = await world.join()
+    world.bus.append("S")
+    world.bus.end()
+    await world.settle()
+    assert client.closed is None
+    world.bus.append("C")
+    await world.pass_time(2.5)
+    assert client.seqs == [1, 2]
+    assert client.closed == CloseCode.SESSION_ENDED
+
+
+async def test_the_end_does_not_overtake_a_repair_in_several_pages(world):
+    """Who reaches the feed between two pages must not be closed before the second."""
+    world.bus.make()
+    client = await world.join()
+    await world.settle()
+    world.bus.lose = 601
+    for _ in range(600):
+        world.bus.append()
+    world.bus.end()
+    read = world.bus.read
+
+    async def read_while_a_slow_client_arrives(*args):
+        page = await read(*args)
+        client.outbox.pulling = True
+        client.attachment.go_live()
+        assert client.outbox.close_code is None
+        return page
+
+    world.bus.read = read_while_a_slow_client_arrives
+    world.bus.restore()
+    await world.settle()
+    assert client.seqs == upto(600)
+    assert client.closed == CloseCode.SESSION_ENDED
+
+
+async def test_an_expired_session_closes_its_sockets_as_ended(world):
+    world.bus.make()
+    client = await world.join()
+    await world.settle()
+    del world.bus.sessions[KEY]
+    world.bus.push(b"!ended")
+    await world.settle()
+    assert client.closed == CloseCode.SESSION_ENDED
 
 
 async def test_sessions_do_not_hear_each_other(world):

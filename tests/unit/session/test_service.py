@@ -8,7 +8,7 @@ from gateway.session.errors import Refused
 from gateway.session.model import Principal
 from gateway.session.service import SessionService, digest, run_fields
 from protocol.codes import ErrorCode
-from protocol.frames import Answer, AnswerEntry, Close, Message, ToolResult
+from protocol.frames import Answer, AnswerEntry, Cancel, Close, Message, ToolResult
 
 ANONYMOUS = Principal("acme", "anonymous")
 
@@ -77,6 +77,29 @@ async def test_a_message_carries_what_its_run_needs(world, service):
     assert (new.frame_id, new.run_id, new.traceparent) == ("m1", ack.run_id, "00-x")
     assert (new.seen.epoch, new.seen.seq) == ("e1", 1)
     assert world.bus.dispatched[0].run_id == ack.run_id
+
+
+async def test_whatever_starts_a_run_says_how_much_of_the_log_was_seen(world, service):
+    """By this a Redis that lost writes is found out."""
+    world.bus.make()
+    world.bus.append()
+    await world.join()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    await service.answer(view, Answer("a", [AnswerEntry("i", "resolved")]))
+    await service.tool_result(view, ToolResult("t", "c", "42"))
+    assert [(new.seen.epoch, new.seen.seq) for new in world.bus.accepted] == [("e1", 1)] * 2
+
+
+async def test_a_repeated_cancel_is_the_same_cancel(world, service):
+    world.bus.make()
+    world.bus.append("S", run="r1")
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    first = await service.cancel(view, Cancel("x"))
+    world.bus.append("C", run="r1")
+    world.bus.append("S", run="r2")
+    again = await service.cancel(view, Cancel("x"))
+    assert (first.status, first.run_id) == ("accepted", "r1")
+    assert (again.status, again.run_id) == ("duplicate", "r1")
 
 
 async def test_only_a_known_agent_gets_sessions(world, service):

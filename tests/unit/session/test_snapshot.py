@@ -3,48 +3,59 @@
 import asyncio
 
 import msgspec
+import pytest
+from support.little_bus import KEY, LittleBus
 
-from gateway.session.model import SnapshotSource
-from gateway.session.snapshot import snapshot_frame
+from gateway.session.errors import Unavailable
+from gateway.session.model import LogPage, SnapshotSource
+from gateway.session.snapshot import take_snapshot
 from protocol.frames import Cursor
-
-
-def event_frame(event: dict) -> bytes:
-    return (
-        b'{"type":"event","seq":1,"ts":1,"run_id":"r","event":' + msgspec.json.encode(event) + b"}"
-    )
 
 
 def delta(text: str, message_id: str = "m2") -> dict:
     return {"type": "TEXT_MESSAGE_CONTENT", "messageId": message_id, "delta": text}
 
 
-async def snapshot(**fields) -> dict:
-    source = SnapshotSource(
-        **{"cursor": Cursor("e", 9), "messages": [], "frames": [], "state": None, **fields}
-    )
-    return msgspec.json.decode(await snapshot_frame(source))
+@pytest.fixture
+def bus() -> LittleBus:
+    made = LittleBus()
+    made.make()
+    return made
 
 
-async def test_an_empty_session():
-    assert await snapshot() == {
+async def snapshot(bus: LittleBus) -> dict:
+    taken = await take_snapshot(bus, KEY)
+    assert taken is not None
+    cursor, frame = taken
+    made = msgspec.json.decode(frame)
+    assert made["cursor"] == {"epoch": cursor.epoch, "seq": cursor.seq}
+    return made
+
+
+async def test_an_empty_session(bus):
+    assert await snapshot(bus) == {
         "type": "snapshot",
-        "cursor": {"epoch": "e", "seq": 9},
+        "cursor": {"epoch": "e1", "seq": 0},
         "events": [{"type": "MESSAGES_SNAPSHOT", "messages": []}],
     }
 
 
-async def test_the_order_of_a_session_with_an_open_run():
+async def test_no_session(bus):
+    assert await take_snapshot(bus, KEY._replace(session_id="other")) is None
+
+
+async def test_the_order_of_a_session_with_an_open_run(bus):
     started = {"type": "RUN_STARTED", "runId": "r"}
     begin = {"type": "TEXT_MESSAGE_START", "messageId": "m2"}
     message = {"id": "m1", "role": "user", "content": "hi"}
-    made = await snapshot(
-        messages=[msgspec.json.encode(message)],
-        state=b'{"step":1}',
-        frames=[event_frame(e) for e in (started, begin, delta("Hel"), delta("lo"))],
-        open_run="r",
-    )
-    assert made["events"] == [
+    session = bus.make()
+    session.messages.append(msgspec.json.encode(message))
+    session.state = b'{"step":1}'
+    bus.append("E", delta("of a run before"))
+    bus.append("S", started)
+    for event in (begin, delta("Hel"), delta("lo")):
+        bus.append("E", event)
+    assert (await snapshot(bus))["events"] == [
         started,
         {"type": "MESSAGES_SNAPSHOT", "messages": [message]},
         {"type": "STATE_SNAPSHOT", "snapshot": {"step": 1}},
@@ -53,8 +64,72 @@ async def test_the_order_of_a_session_with_an_open_run():
     ]
 
 
-async def test_a_long_run_leaves_the_loop_to_others():
-    frames = [event_frame(delta("x")) for _ in range(5000)]
+async def test_what_follows_while_it_is_read_is_not_part_of_it(bus):
+    """Or a newcomer would get it twice: in the snapshot, and as the event after its cursor."""
+    bus.append("S", {"type": "RUN_STARTED"})
+    bus.append("E", delta("in"))
+
+    async def read(*args) -> LogPage:
+        bus.append("E", delta("out"))
+        return await LittleBus.read(bus, *args)
+
+    bus.read = read
+    made = await snapshot(bus)
+    assert made["cursor"]["seq"] == 2
+    assert made["events"][-1] == delta("in")
+
+
+async def test_pages_bounded_in_bytes_are_read_to_the_end(bus):
+    """A page that is shorter than was asked for is not the last."""
+    bus.append("S", {"type": "RUN_STARTED"})
+    for _ in range(30):
+        bus.append("E", delta("x" * 50_000))
+    made = await snapshot(bus)
+    assert made["events"][-1] == delta("x" * 1_500_000)
+    assert bus.calls["read"] >= 6
+
+
+async def test_a_log_that_is_trimmed_meanwhile_is_read_anew(bus):
+    bus.append("S", {"type": "RUN_STARTED"})
+    bus.append("E", delta("gone"))
+    taken = bus.snapshot
+
+    async def then_trimmed(*args) -> SnapshotSource | None:
+        source = await taken(*args)
+        bus.snapshot = taken
+        bus.append("F")
+        session = bus.sessions[KEY]
+        session.trimmed, session.log = session.seq, []
+        return source
+
+    bus.snapshot = then_trimmed
+    made = await snapshot(bus)
+    assert made["cursor"]["seq"] == 3
+    assert [event["type"] for event in made["events"]] == ["MESSAGES_SNAPSHOT"]
+
+
+async def test_a_log_that_can_never_be_read_is_no_endless_loop(bus):
+    bus.append("S", {"type": "RUN_STARTED"})
+
+    async def read(*_args) -> LogPage:
+        return LogPage([], "e1", 1, "trimmed")
+
+    bus.read = read
+    with pytest.raises(Unavailable):
+        await take_snapshot(bus, KEY)
+
+
+async def test_an_event_that_is_no_object_says_nothing(bus):
+    bus.append("S", {"type": "RUN_STARTED"})
+    bus.append("E", ["no", "object"])
+    bus.append("E", delta("word"))
+    assert (await snapshot(bus))["events"][-1] == delta("word")
+
+
+async def test_a_long_run_leaves_the_loop_to_others(bus):
+    bus.append("S", {"type": "RUN_STARTED"})
+    for _ in range(5000):
+        bus.append("E", delta("x"))
     turns = 0
 
     async def other() -> None:
@@ -65,7 +140,15 @@ async def test_a_long_run_leaves_the_loop_to_others():
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(other())
-        made = await snapshot(frames=frames)
+        made = await snapshot(bus)
         running.cancel()
-    assert made["events"][1]["delta"] == "x" * 5000
+    assert made["events"][-1]["delta"] == "x" * 5000
     assert turns > 10
+
+
+async def test_the_cursor_is_of_the_log(bus):
+    for _ in range(3):
+        bus.append()
+    taken = await take_snapshot(bus, KEY)
+    assert taken is not None
+    assert taken[0] == Cursor("e1", 3)
