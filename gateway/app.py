@@ -12,6 +12,7 @@ from typing import Any
 
 from loguru import logger
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from gateway import __version__
@@ -22,6 +23,7 @@ from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, http, metrics, pages, websocket
 from gateway.edges.guard import LOOPBACK, Guard
+from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.errors import Unavailable
@@ -48,6 +50,9 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
         yield settings.redis_url
         return
     async with embedded_server(settings.data_dir) as url:
+        # A worker in another directory would have a server of its own, and talk to nobody.
+        place = str(settings.data_dir.resolve())
+        logger.bind(GATEWAY_DATA_DIR=place).info("uses the embedded server of its data directory")
         yield url
 
 
@@ -133,6 +138,7 @@ class Node:
                 *pages.routes(),
             ],
             middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
+            exception_handlers={HTTPException: on_http_exception},
         )
 
     def background(self) -> list[Coroutine[Any, Any, None]]:
@@ -167,6 +173,7 @@ async def serve_agent(
     agent: Agent,
     *,
     slots: int,
+    grace_s: float,
     on_stop: Callable[[Callable[[], None]], None],
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
@@ -184,7 +191,7 @@ async def serve_agent(
     def stop() -> None:
         nonlocal asked
         asked += 1
-        worker.stop(30.0 if asked == 1 else 0.0)
+        worker.stop(grace_s if asked == 1 else 0.0)
 
     on_stop(stop)
     async with asyncio.TaskGroup() as group:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,22 +11,36 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from gateway import __version__
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 from gateway.settings import Settings, load_settings
 
 DEMO_AGENT = "gateway.agents.demo:agent"
-_CHILD_STOP_TIMEOUT_S = 35.0
+_DEMO_GRACE_S = 1.0  # nobody can see an answer any more when the gateway has stopped
+_CHILD_STOP_TIMEOUT_S = 10.0
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="A WebSocket-first realtime gateway for AI agents.",
+    invoke_without_command=True,
 )
 
 Host = Annotated[str | None, typer.Option(help="Address to serve.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port to serve.", show_default="8000")]
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A WebSocket-first realtime gateway for AI agents."""
+    if version:
+        typer.echo(f"nooble-gateway {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -46,21 +61,28 @@ def serve(host: Host = None, port: Port = None) -> None:
 def worker(
     agent: Annotated[str, typer.Argument(metavar="MODULE:AGENT", help="Where the agent is.")],
     slots: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 8,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that runs may take to finish when it stops.")
+    ] = 30.0,
     with_parent: Annotated[
         bool, typer.Option(hidden=True, help="Stop when standard input ends.")
     ] = False,
 ) -> None:
     """A worker: a process that serves one agent."""
     settings, limits = _settings()
-    _start(settings, lambda: _worker(settings, limits, agent, slots, with_parent=with_parent))
+    _start(
+        settings, lambda: _worker(settings, limits, agent, slots, grace, with_parent=with_parent)
+    )
 
 
 @app.command()
 def chat(
-    url: Annotated[str, typer.Option(help="The gateway.")] = "",
+    url: Annotated[
+        str, typer.Option(help="The gateway.", show_default="http://127.0.0.1:8000")
+    ] = "",
     agent: Annotated[str, typer.Option(help="Whom to talk with.")] = "demo",
     session: Annotated[
-        str | None, typer.Option(help="An existing session to come back to.")
+        str | None, typer.Option(help="An existing session, with whomever it is.")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant, without authentication.")] = None,
 ) -> None:
@@ -68,16 +90,33 @@ def chat(
     from gateway.chat import run_chat
 
     settings, _ = _settings()
-    default = f"ws://{settings.host}:{settings.port}/ws"
-    raise typer.Exit(run_chat(url or default, agent=agent, session_id=session, tenant=tenant))
+    again = [sys.argv[0], "chat"]
+    for option, value in (("--url", url), ("--tenant", tenant)):
+        if value:
+            again += [option, value]
+    code = run_chat(
+        url or f"ws://{settings.host}:{settings.port}/ws",
+        agent=agent,
+        session_id=session,
+        tenant=tenant,
+        command=shlex.join(again),
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
 def config() -> None:
     """Prints the effective settings, and checks them. Secrets are masked."""
-    from gateway.bus.connection import mask
+    from gateway.bus.connection import create_client, mask
+    from gateway.server import resolve
 
     settings, limits = _settings()
+    try:
+        resolve(settings.host, settings.port)
+        if settings.redis_url is not None:
+            create_client(settings.redis_url)
+    except CannotStart as error:
+        _fail(str(error))
     for name, value in settings.model_dump().items():
         alias = str(Settings.model_fields[name].validation_alias)
         shown = mask(value) if name == "redis_url" and value else "" if value is None else value
@@ -142,7 +181,13 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
 
 
 async def _worker(
-    settings: Settings, limits: Limits, place: str, slots: int, *, with_parent: bool
+    settings: Settings,
+    limits: Limits,
+    place: str,
+    slots: int,
+    grace_s: float,
+    *,
+    with_parent: bool,
 ) -> None:
     from gateway.agents.loading import load_agent
     from gateway.app import open_bus, redis_url, serve_agent
@@ -153,7 +198,7 @@ async def _worker(
     if with_parent:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone, stopper)
     async with redis_url(settings) as url, open_bus(url, limits) as bus:
-        await serve_agent(bus, limits, agent, slots=slots, on_stop=stopper.on_stop)
+        await serve_agent(bus, limits, agent, slots=slots, grace_s=grace_s, on_stop=stopper.on_stop)
 
 
 def _parent_is_gone(stopper: _Stopper) -> None:
@@ -170,6 +215,7 @@ class _DemoWorker:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "gateway.cli", "worker", DEMO_AGENT, "--with-parent"]
+        command += ["--grace", str(_DEMO_GRACE_S)]
         # A session of its own, so that Ctrl-C reaches us first. Its standard input is a pipe that
         # nobody writes to: when it ends, we are gone.
         self._process = subprocess.Popen(

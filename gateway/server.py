@@ -5,6 +5,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from loguru import logger
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp
 
 from gateway.app import Node
 from gateway.bus.bus import Bus
-from gateway.edges.socket import WebSocketProtocol
+from gateway.edges.socket import HttpProtocol, WebSocketProtocol
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
@@ -27,13 +28,13 @@ class CannotListen(CannotStart):
     """The address cannot be served; the message is one line for a person."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket on a loopback address; port 0 takes any free one.
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """The address to serve, as `socket.bind` takes it.
 
     Raises:
-        CannotListen: when the address is not loopback, busy or not permitted.
+        CannotListen: when there is no such address, or it is not loopback.
     """
-    where = f"GATEWAY_HOST={host}, GATEWAY_PORT={port}"
+    where = f"GATEWAY_HOST={host}"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -42,6 +43,16 @@ def bind(host: str, port: int) -> socket.socket:
         raise CannotListen(
             f"{where}: without authentication only a loopback address is served, such as 127.0.0.1"
         )
+    return family, address
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on a loopback address; port 0 takes any free one.
+
+    Raises:
+        CannotListen: when the address is not loopback, busy or not permitted.
+    """
+    family, address = resolve(host, port)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -49,7 +60,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise CannotListen(f"{where}: cannot be served ({error.strerror})") from None
+        raise CannotListen(
+            f"GATEWAY_HOST={host}, GATEWAY_PORT={port}: cannot be served ({error.strerror});"
+            " another port: --port"
+        ) from None
     return listener
 
 
@@ -80,7 +94,7 @@ def create_server(app: ASGIApp) -> Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=HttpProtocol,
             ws=WebSocketProtocol,
             ws_max_size=MAX_CLIENT_FRAME_BYTES,
             ws_ping_interval=PING_INTERVAL_S,

@@ -66,9 +66,7 @@ def decode_client(data: bytes, *, max_bytes: int = MAX_CLIENT_FRAME_BYTES) -> Cl
         raise ProtocolError(ErrorCode.TOO_LARGE, f"a frame may have {max_bytes} bytes", fatal=True)
     try:
         frame = _client_decoder.decode(data)
-        # Only a frame with that many brackets can be that deep.
-        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
-            _check_depth(_loose_decoder.decode(data))
+        check_depth(data)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise _explain(data, error) from None
     return frame
@@ -87,8 +85,17 @@ def decode_server(data: bytes | str) -> ServerFrame:
         raise _explain(data, error) from None
 
 
-def _check_depth(value: Any) -> None:
-    level: list[Any] = [value]
+def check_depth(data: bytes) -> None:
+    """Bounds the depth of JSON, `MAX_DEPTH`, for what is going to be encoded again.
+
+    Raises:
+        ProtocolError: it nests deeper.
+        msgspec.DecodeError, RecursionError, UnicodeError: perhaps, when it is not JSON.
+    """
+    # Only what has that many brackets can be that deep.
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    level: list[Any] = [_loose_decoder.decode(data)]
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for item in level:

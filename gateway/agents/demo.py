@@ -18,12 +18,12 @@ MAX_SLOW_S = 300
 MAX_BURST = 100_000
 
 HELP = """What I can show you:
-- `/tool` asks your client to run a tool of its own (its local time)
-- `/ask` asks you a question and waits for your answer
-- `/slow 20` takes 20 seconds, so that there is time to stop it or to reconnect
-- `/burst 1000` sends 1,000 tokens as fast as it can
-- `/fail` fails
-- `/help` shows this list
+- /tool asks your client to run a tool of its own (its local time)
+- /ask asks you a question and waits for your answer
+- /slow 20 takes 20 seconds, so that there is time to stop it or to reconnect
+- /burst 1000 sends 1,000 tokens as fast as it can
+- /fail fails
+- /help shows this list
 Anything else I simply answer."""
 
 _OPENINGS = (

@@ -22,6 +22,7 @@ from gateway.chat.terminal import Lines, Screen
 from gateway.client import Disconnected, connect, follow
 
 CONNECT_TIMEOUT_S = 15.0
+_UNREACHABLE = 1006
 
 
 def run_chat(
@@ -31,6 +32,7 @@ def run_chat(
     session_id: str | None = None,
     tenant: str | None = None,
     token: str | None = None,
+    command: str = "gateway chat",
 ) -> int:
     """Runs `chat` to its end; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -38,7 +40,14 @@ def run_chat(
             cast(Any, stream).reconfigure(errors="replace")
     try:
         return asyncio.run(
-            chat(url, agent=agent, session_id=session_id, tenant=tenant, token=token)
+            chat(
+                url,
+                agent=agent,
+                session_id=session_id,
+                tenant=tenant,
+                token=token,
+                command=command,
+            )
         )
     except KeyboardInterrupt:
         return 1
@@ -51,20 +60,23 @@ async def chat(
     session_id: str | None = None,
     tenant: str | None = None,
     token: str | None = None,
+    command: str = "gateway chat",
 ) -> int:
     """Talks with an agent over standard input and output.
 
     Args:
-        url: the gateway, such as `ws://127.0.0.1:8000/ws`.
+        url: the gateway, such as `http://127.0.0.1:8000` or `ws://127.0.0.1:8000/ws`.
         agent: whom to talk with in a new session.
         session_id: an existing session instead.
         tenant: see `gateway.client.connect`.
         token: see `gateway.client.connect`.
+        command: how the user started this, for the hint how to come back.
 
     Returns:
         0 when the user left, 1 when the session cannot be reached (any more).
     """
     screen = Screen()
+    url = websocket_url(url)
     opening = (
         connect(url, agent=agent, tenant=tenant, token=token)
         if session_id is None
@@ -77,10 +89,27 @@ async def chat(
         except TimeoutError:
             screen.note(f"cannot open a session at {url}: no answer in {CONNECT_TIMEOUT_S:.0f} s")
             return 1
-        except (Disconnected, ValueError) as error:
+        except Disconnected as error:
+            if error.code == _UNREACHABLE:
+                screen.note(f"no gateway answers at {url}; is `make run` running?")
+            else:
+                screen.note(f"cannot open a session at {url}: {error}")
+            return 1
+        except ValueError as error:
             screen.note(f"cannot open a session at {url}: {error}")
             return 1
         code = await Conversation(session, screen, Lines(sys.stdin.fileno())).run()
         known = session.session_id
-    screen.note(f"Come back with: gateway chat --session {known}")
+    screen.note(f"Come back with: {command} --session {known}")
     return code
+
+
+def websocket_url(url: str) -> str:
+    """The gateway's WebSocket address; its web address will do as well."""
+    scheme, separator, rest = url.partition("://")
+    if scheme not in ("http", "https"):
+        return url
+    place = rest.rstrip("/")
+    if "/" not in place:
+        place += "/ws"
+    return f"{'ws' if scheme == 'http' else 'wss'}{separator}{place}"

@@ -23,8 +23,8 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """ASGI middleware: 403 for a foreign `Origin` (WebSockets, and all that changes something) and
-    for a `Host` that is not allowed.
+    """ASGI middleware: 403 for a foreign `Origin` (WebSockets, and all that changes something), for
+    a `Host` that is not allowed, and for several, of which a proxy may have checked another.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: frozenset[str] | None) -> None:
@@ -44,7 +44,10 @@ class Guard:
 
     def _complaint(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
-        host = _HOST.fullmatch(headers.get("host", "").lower())
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
+            return "a request has one Host header"
+        host = _HOST.fullmatch("".join(hosts).lower())
         if self._allowed_hosts is not None and (host is None or host[1] not in self._allowed_hosts):
             names = ", ".join(sorted(self._allowed_hosts))
             return f"this gateway answers to the following names only: {names}"

@@ -19,6 +19,7 @@ from gateway.session.ids import derived
 from gateway.session.model import Principal, SessionView
 from gateway.session.ports import Directory
 from gateway.session.service import SessionService
+from protocol.codec import ProtocolError, check_depth
 from protocol.codes import ErrorCode
 from protocol.frames import AgentName, JsonObject
 
@@ -109,7 +110,8 @@ def parse(body: bytes) -> SessionCreate:
         Refused: it is not; `param` names the field to blame.
     """
     try:
-        return _decode(body)
+        decoded = _decode(body)
+        check_depth(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `")
         missing = message.partition("missing required field `")[2].rstrip("`")
@@ -117,6 +119,9 @@ def parse(body: bytes) -> SessionCreate:
         raise Refused(ErrorCode.BAD_FRAME, message, param=param) from None
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         raise Refused(ErrorCode.BAD_FRAME, "the body is not JSON") from None
+    except ProtocolError as error:
+        raise Refused(error.code, error.message) from None
+    return decoded
 
 
 def idempotent_id(who: Principal, headers: Headers) -> str | None:

@@ -23,9 +23,12 @@ def anonymous(headers: Headers, token: str | None = None) -> Principal:
     """The principal of a gateway without authentication, which serves loopback only.
 
     Raises:
-        Refused: `X-Tenant-ID` names no tenant.
+        Refused: `X-Tenant-ID` names no tenant, or is there more than once.
     """
-    tenant = headers.get(TENANT_HEADER, "default")
+    tenants = headers.getlist(TENANT_HEADER)
+    if len(tenants) > 1:  # a proxy in front of us may have checked another than we would take
+        raise Refused(ErrorCode.FORBIDDEN, "name one tenant", param=TENANT_HEADER)
+    tenant = tenants[0] if tenants else "default"
     if not TENANT.fullmatch(tenant):
         raise Refused(
             ErrorCode.FORBIDDEN,

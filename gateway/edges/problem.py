@@ -37,6 +37,8 @@ _STATUS = {
     ErrorCode.TIMEOUT: 504,
 }
 
+_CLIENT_IS_GONE = 499  # nginx's number for it; HTTP has none
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -66,8 +68,10 @@ def answering_problems(handler: Handler) -> Handler:
             return await handler(request)
         except Refused as refused:
             return problem(refused)
-        except (HTTPException, ClientDisconnect):
+        except HTTPException:
             raise
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_IS_GONE)  # which nobody will read
         except Exception:  # noqa: BLE001 - logged; its text is not the client's business
             logger.exception("an HTTP request failed")
             return problem(Refused(ErrorCode.INTERNAL, "something went wrong here"))

@@ -141,6 +141,17 @@ async def test_run_serves_page_and_agent_and_ctrl_c_ends_everything(tmp_path: Pa
                 os.kill(pid, 0)
 
 
+async def test_ctrl_c_does_not_wait_for_an_answer_that_nobody_can_see(tmp_path: Path) -> None:
+    with running(tmp_path, "run") as (port, process):
+        async with socket(f"ws://127.0.0.1:{port}/ws") as client:
+            await client.open(agent="demo")
+            await client.ask("message", content="/slow 60")
+            await client.until_event("TEXT_MESSAGE_CONTENT")
+            os.killpg(process.pid, signal.SIGINT)
+            assert await client.closed() == 1012
+        assert process.wait(10) == 0
+
+
 async def test_what_was_acknowledged_survives_a_restart_of_everything(tmp_path: Path) -> None:
     with running(tmp_path, "run") as (port, process):
         async with socket(f"ws://127.0.0.1:{port}/ws") as client:
@@ -261,6 +272,13 @@ def test_an_agent_that_is_not_there(tmp_path: Path) -> None:
 
 def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
     assert gateway("serve", "--no-such-option", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("GATEWAY_HOST", "0.0.0.0"), ("REDIS_URL", "http://127.0.0.1")]
+)
+def test_config_checks_what_serve_would(tmp_path: Path, variable: str, value: str) -> None:
+    assert f"{variable}={value}" in complaint(gateway("config", cwd=tmp_path, **{variable: value}))
 
 
 def test_config_masks_secrets(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gateway.edges import health, http, metrics, pages, websocket
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
-from gateway.edges.socket import WebSocketProtocol
+from gateway.edges.socket import HttpProtocol, WebSocketProtocol
 from gateway.session.hub import Hub
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
@@ -74,6 +74,7 @@ class Node:
             exception_handlers={HTTPException: on_http_exception},
         )
         self.port = 0
+        self.server: uvicorn.Server | None = None
 
     def report(self, _message: str, error: Exception) -> None:
         self.errors.append(error)
@@ -83,13 +84,20 @@ class Node:
             raise ConnectionError("no Redis")
 
     @property
+    def protocols(self) -> list[WebSocketProtocol]:
+        """The server's side of the WebSockets, to look at what they hold."""
+        assert self.server is not None
+        every = self.server.server_state.connections
+        return [one for one in every if isinstance(one, WebSocketProtocol)]
+
+    @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
 
 
 @asynccontextmanager
-async def serving(limits: ConnectionLimits | None = None) -> AsyncIterator[Node]:
-    """The node under a real uvicorn on loopback."""
+async def serving(limits: ConnectionLimits | None = None, **options: object) -> AsyncIterator[Node]:
+    """The node under a real uvicorn on loopback; `options` are uvicorn's."""
     node = Node(limits)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -97,14 +105,17 @@ async def serving(limits: ConnectionLimits | None = None) -> AsyncIterator[Node]
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
+                http=HttpProtocol,
                 ws=WebSocketProtocol,
                 ws_max_size=64 * 1024,
                 ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 timeout_graceful_shutdown=5,
+                **options,  # type: ignore[arg-type]
             )
         )
+        node.server = server
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(node.wheel.run()), tasks.create_task(node.hub.run())]
             running = tasks.create_task(server.serve(sockets=[listener]))

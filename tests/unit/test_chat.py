@@ -372,18 +372,23 @@ async def test_a_lost_ack_behind_a_reset_does_not_leave_it_waiting(
         assert (await ending)[0] == 0
 
 
-@pytest.mark.parametrize(
-    "url", ["ws://127.0.0.1:{port}/ws", "http://127.0.0.1:{port}/ws"], ids=["nobody there", "http"]
-)
-async def test_what_cannot_be_opened_is_one_line(url: str) -> None:
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:{port}/ws", "http://127.0.0.1:{port}"])
+async def test_a_gateway_that_is_not_there_is_one_line(url: str) -> None:
     async with scripted_server() as server:
         pass
-    url = url.format(port=server.port)
-    async with piped(url) as chat:
+    async with piped(url.format(port=server.port)) as chat:
         code, out, err = await chat.end()
     assert (code, out) == (1, "")
     [line] = err.splitlines()
-    assert line.startswith(f"cannot open a session at {url}: ")
+    assert line.startswith(f"no gateway answers at ws://127.0.0.1:{server.port}/ws; ")
+
+
+async def test_what_is_no_address_is_one_line() -> None:
+    async with piped("ftp://127.0.0.1") as chat:
+        code, out, err = await chat.end()
+    assert (code, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith("cannot open a session at ftp://127.0.0.1: ")
 
 
 async def test_an_unknown_agent_is_one_line(server: ScriptedServer) -> None:

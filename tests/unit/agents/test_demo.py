@@ -27,7 +27,7 @@ async def test_it_mentions_what_it_was_asked_and_lists_its_commands_at_first() -
     recorder = await say("the weather")
     assert "“the weather”" in recorder.text
     for command in demo._COMMANDS:
-        assert f"`{command}" in recorder.text
+        assert f"- {command} " in recorder.text
     assert recorder.ending.kind == "F"
 
 

@@ -110,12 +110,19 @@ async def test_an_idempotency_key_for_another_agent_is_a_conflict(client, node):
         (b'{"agent_id":"No Such Name"}', "agent_id"),
         (b'{"agent_id":"demo","user_id":""}', "user_id"),
         (b'{"agent_id":"demo","metadata":[1]}', "metadata"),
+        (b'{"agent_id":"demo","metadata":' + b'{"a":' * 200 + b"1" + b"}" * 201, None),
     ],
 )
 async def test_a_bad_body_names_the_field(client, node, content, param):
     response = await client.post("/api/v1/sessions", content=content)
     assert_problem(response, 400, "bad_frame", param)
     assert node.bus.sessions == {}
+
+
+async def test_a_body_as_deep_as_a_frame_may_be(client):
+    metadata = b'{"a":' * 120 + b"1" + b"}" * 120
+    body = b'{"agent_id":"demo","metadata":' + metadata + b"}"
+    assert (await client.post("/api/v1/sessions", content=body)).status_code == 201
 
 
 async def test_a_body_too_large(client):
@@ -132,6 +139,9 @@ async def test_other_refusals(client, node):
     tenant = {"X-Tenant-ID": 'a"} 1'}
     bad_tenant = await client.post("/api/v1/sessions", json={"agent_id": "demo"}, headers=tenant)
     assert_problem(bad_tenant, 403, "forbidden", "X-Tenant-ID")
+    tenants = [("X-Tenant-ID", "a"), ("X-Tenant-ID", "b")]
+    two_tenants = await client.get("/api/v1/agents", headers=tenants)
+    assert_problem(two_tenants, 403, "forbidden", "X-Tenant-ID")
     key = {"Idempotency-Key": "k" * 256}
     bad_key = await client.post("/api/v1/sessions", json={"agent_id": "demo"}, headers=key)
     assert_problem(bad_key, 400, "bad_frame", "Idempotency-Key")
@@ -179,6 +189,12 @@ async def test_agents(client):
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1]x", "::1"])
 async def test_another_host_name_is_refused(client, host):
     assert (await client.get("/", headers={"Host": host})).status_code == 403
+
+
+async def test_several_host_names_are_refused(client):
+    """A proxy may have checked the one, and we would take the other."""
+    hosts = [("Host", "127.0.0.1:8000"), ("Host", "127.0.0.1:8000")]
+    assert_problem(await client.get("/", headers=hosts), 403, "forbidden")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8000", "[::1]:8000", "LOCALHOST"])

@@ -299,6 +299,13 @@ async def test_a_malformed_tenant_is_forbidden(node, tenant):
         assert await talk.closed() == 4403
 
 
+async def test_several_tenants_are_forbidden(node):
+    tenants = [("X-Tenant-ID", "a"), ("X-Tenant-ID", "b")]
+    async with talking(node, additional_headers=tenants) as talk:
+        assert (await talk.ask(type="open", id="o", agent="demo"))["code"] == "forbidden"
+        assert await talk.closed() == 4403
+
+
 # --- slow clients, and the end of the node --------------------------------------------------------
 
 
@@ -322,6 +329,44 @@ async def test_a_client_that_does_not_read_is_cut_off_and_reads_its_code_if_it_w
             assert await talk.closed() == 4503
             assert len(talk.unread) > 1
         assert (await bystander.ask(type="ping", t=1))["type"] == "pong"
+
+
+async def test_a_client_that_is_behind_gets_answers_while_redis_is_slow():
+    """Its log is read beside the writer: a `pong` that waited for Redis would look like a death."""
+    async with serving(ConnectionLimits(outbox_bytes=4096)) as node, in_session(node) as talk:
+        node.bus.gate = asyncio.Event()  # from now on reading the log takes as long as we like
+        [key] = node.bus.sessions
+        value = "x" * 1000
+        for _ in range(20):
+            node.bus.append(event={"type": "CUSTOM", "name": "n", "value": value}, key=key)
+        await talk.send(type="ping", t=1)
+        frames = []
+        while not frames or frames[-1]["type"] != "pong":
+            frames.append(await talk.receive())
+        seqs = [frame["seq"] for frame in frames[:-1]]
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert len(seqs) < 20, "it is behind"
+        await talk.ask(type="message", id="m", content="hi")
+        node.bus.gate.set()
+        while len(seqs) < 20:
+            seqs.append((await talk.receive())["seq"])
+        assert seqs == list(range(1, 21))
+        node.bus.append(key=key)
+        assert (await talk.receive())["seq"] == 21
+
+
+async def test_a_client_that_leaves_while_its_log_is_read_leaves_nothing():
+    async with serving(ConnectionLimits(outbox_bytes=4096)) as node:
+        async with in_session(node) as talk:
+            node.bus.gate = asyncio.Event()
+            [key] = node.bus.sessions
+            for _ in range(20):
+                node.bus.append(event={"type": "CUSTOM", "value": "x" * 1000}, key=key)
+            assert (await talk.receive())["seq"] == 1
+        async with asyncio.timeout(5):
+            while node.edge.open_sockets:  # noqa: ASYNC110 - a state of the node
+                await asyncio.sleep(0.01)
+        node.bus.gate.set()
 
 
 async def test_draining_sends_clients_away_and_takes_no_new_ones(node):

@@ -1,0 +1,22 @@
+"""The composition: what no part shows alone."""
+
+import httpx
+
+from gateway.app import Node
+from gateway.bus.bus import Bus
+from gateway.bus.connection import create_client
+from gateway.session.model import Limits
+
+
+async def test_unknown_paths_and_methods_are_problem_documents():
+    client = create_client("redis://127.0.0.1:1")  # nothing asks it
+    try:
+        transport = httpx.ASGITransport(app=Node(Bus(client, Limits()), Limits()).app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            for method, path, status in (("GET", "/nope", 404), ("POST", "/metrics", 405)):
+                response = await http.request(method, path)
+                assert response.status_code == status
+                assert response.headers["content-type"] == "application/problem+json"
+                assert response.json()["status"] == status
+    finally:
+        await client.aclose()
