@@ -187,7 +187,7 @@ async def test_a_failing_agent_ends_its_run_without_telling_why(stack: Stack) ->
         end = await client.until_event(*TERMINAL)
         assert end["event"]["type"] == "RUN_ERROR"
         assert end["event"]["code"] == "internal"
-        assert "Traceback" in stack.workers[0].output()
+        stack.workers[0].wait_for_line("Traceback")
         assert "Traceback" not in str(client.events)
 
 
