@@ -1,23 +1,24 @@
 """A connection: it speaks `nooble.v1` and follows one session.
 
-Two tasks: the reader (the application's own task) takes one client frame after the other; the
-writer sends what is in the outbox. Only these two touch the ASGI interface, so that a protocol
-class of our own can take their place. While the client is behind, a third reads the log for it, so
-that answers do not wait for Redis.
+One task, the application's own, takes one client frame after the other. What goes out needs none:
+frames wait in the outbox for the end of the loop's turn, leave in one write, and the socket calls
+when it takes more. Only while the client is behind, a second task reads the log for it, so that
+answers do not wait for Redis.
 """
 
 import asyncio
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import assert_never
 from uuid import uuid4
 
 from loguru import logger
 from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from gateway.edges.principal import Authenticate
-from gateway.edges.socket import EXTENSION
+from gateway.edges.socket import EXTENSION, WebSocketProtocol
 from gateway.session.context import log_context
 from gateway.session.errors import Refused
 from gateway.session.feed import Attachment
@@ -47,6 +48,9 @@ from protocol.frames import (
     Refresh,
     ToolResult,
 )
+
+WRITE_BYTES = 64 * 1024
+"""So much is handed to the socket before it is asked whether it takes more."""
 
 _INTERNAL_ERROR = 1011
 
@@ -95,25 +99,25 @@ class Edge:
 class Connection:
     """One WebSocket, from the handshake to its end."""
 
-    def __init__(self, edge: "Edge", scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, edge: "Edge", scope: Scope, receive: Receive) -> None:
         limits = edge.limits
         self._edge = edge
         self._scope = scope
         self._receive = receive
-        self._send = send
-        self._awake = asyncio.Event()
-        self._room = asyncio.Event()
-        self._outbox = Outbox(self._awake.set, limits.outbox_bytes)
+        self._socket: WebSocketProtocol = scope["extensions"][EXTENSION]["socket"]
+        self._outbox = Outbox(self._flush_soon, limits.outbox_bytes)
         self._bucket = TokenBucket(limits.messages_per_s, limits.message_burst, edge.clock)
         self._refused_in_a_row = 0
         self._state = ConnectionState.NEW
         self._view: SessionView | None = None
         self._attachment: Attachment | None = None
-        self._context = ExitStack()
-        self._life = asyncio.timeout(None)
-        self._writing = True
+        self._exit = ExitStack()
+        self._context = copy_context()
+        self._loop = asyncio.get_running_loop()
+        self._flushing: asyncio.Handle | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._progress_at = 0.0
+        self._unread_bytes = 0
         self._stall_timer: Timer | None = None
         self._open_timer = edge.wheel.after(
             limits.open_timeout_s, lambda: self._outbox.finish(CloseCode.NO_OPEN_OR_PONG)
@@ -121,24 +125,19 @@ class Connection:
 
     async def run(self) -> None:
         """Serves the connection until it is gone."""
+        self._socket.on_writable = self._flush
         try:
-            async with self._life, asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(self._write(tasks))
-                await self._read()
-                writer.cancel()
-                if self._catching_up is not None:
-                    self._catching_up.cancel()
-        except TimeoutError:
-            pass  # cut off, see `_check_progress`
+            await self._read()
         finally:
             self._open_timer.cancel()
-            if self._stall_timer is not None:
-                self._stall_timer.cancel()
+            for pending in (self._flushing, self._stall_timer, self._catching_up):
+                if pending is not None:
+                    pending.cancel()
             self._detach()
             if self._view is not None:
                 self._edge.probe.connection_closed(self._view.key.tenant)
                 logger.debug("connection closed")
-            self._context.close()
+            self._exit.close()
 
     def send_away(self, frame: GoAway) -> None:
         """The node stops."""
@@ -147,59 +146,62 @@ class Connection:
 
     # --- out --------------------------------------------------------------------------------------
 
-    async def _write(self, tasks: asyncio.TaskGroup) -> None:
-        """Sends what is queued; frames of one turn of the loop leave in one write of the socket."""
-        outbox = self._outbox
-        try:
-            while True:
-                await self._awake.wait()
-                self._awake.clear()
-                self._progress_at = self._edge.wheel.now
-                self._watch_progress()
-                for frame in outbox.drain():
-                    await self._send({"type": "websocket.send", "text": frame.decode()})
-                    outbox.sent(len(frame))
-                    self._progress_at = self._edge.wheel.now
-                self._room.set()
-                if outbox.size_bytes:
-                    continue  # more came while the socket was busy
-                if outbox.close_code is not None:
-                    await self._send({"type": "websocket.close", "code": int(outbox.close_code)})
-                    return
-                self._catch_up(tasks)
-        except OSError:
-            pass  # the client is gone; the reader hears of it, too
-        finally:
-            self._writing = False
-            self._room.set()
+    def _flush_soon(self) -> None:
+        """Frames of one turn of the loop leave in one write of the socket."""
+        if self._flushing is None:
+            self._flushing = self._loop.call_soon(self._flush, context=self._context)
 
-    def _catch_up(self, tasks: asyncio.TaskGroup) -> None:
-        """Reads on for a client that is behind. One reader at a time; it wakes the writer."""
-        if self._outbox.pulling and self._attachment is not None:
-            running = self._catching_up
-            if running is None or running.done():
-                self._catching_up = tasks.create_task(self._edge.hub.catch_up(self._attachment))
+    def _flush(self) -> None:
+        """Writes as much as the socket takes; then what is to follow when all is written."""
+        outbox, socket = self._outbox, self._socket
+        self._flushing = None
+        if not socket.is_open:
+            return
+        while outbox.size_bytes and socket.is_writable:
+            socket.write(outbox.take(WRITE_BYTES))
+            self._progress_at = self._edge.wheel.now
+        if not socket.is_writable:
+            self._watch_progress()
+        elif outbox.close_code is not None:
+            socket.close(outbox.close_code)
+        elif outbox.pulling and self._attachment is not None:
+            self._catch_up(self._attachment)
+
+    def _catch_up(self, attachment: Attachment) -> None:
+        """Reads on for a client that is behind. One reader at a time; what it finds is flushed."""
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = self._loop.create_task(
+                self._read_log(attachment), context=self._context
+            )
+
+    async def _read_log(self, attachment: Attachment) -> None:
+        try:
+            await self._edge.hub.catch_up(attachment)
+        except Exception:  # noqa: BLE001 - logged; the client comes again
+            logger.exception("the log could not be read")
+            self._outbox.finish(_INTERNAL_ERROR)
 
     def _watch_progress(self) -> None:
         """One timer per while, not per write: it looks again as long as there is progress."""
         if self._stall_timer is None:
+            self._unread_bytes = self._socket.unread_bytes
             self._stall_timer = self._edge.wheel.after(
                 self._edge.limits.stall_timeout_s, self._check_progress
             )
 
     def _check_progress(self) -> None:
         self._stall_timer = None
-        if not self._outbox.size_bytes and self._outbox.close_code is None:
+        if self._socket.is_writable:
             return
+        before, self._unread_bytes = self._unread_bytes, self._socket.unread_bytes
+        if self._unread_bytes < before:
+            self._progress_at = self._edge.wheel.now
         left_s = self._progress_at + self._edge.limits.stall_timeout_s - self._edge.wheel.now
         if left_s > 0:
             self._stall_timer = self._edge.wheel.after(left_s, self._check_progress)
             return
-        logger.info("the client does not read; connection closed")
-        extension: Any = self._scope.get("extensions", {}).get(EXTENSION)
-        if extension is not None:
-            extension["close"](int(self._outbox.close_code or CloseCode.OVERLOADED))
-        self._life.reschedule(0)
+        self._context.run(logger.info, "the client does not read; connection closed")
+        self._socket.close(int(self._outbox.close_code or CloseCode.OVERLOADED))
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -211,9 +213,9 @@ class Connection:
             if self._outbox.close_code is None:
                 await self._take(message.get("text"))
             # Whoever asks faster than he reads the answers waits.
-            while self._outbox.full and self._writing:
-                self._room.clear()
-                await self._room.wait()
+            while self._outbox.full and self._socket.is_open:
+                self._flush()
+                await self._socket.wait_writable()
 
     async def _take(self, text: str | None) -> None:
         """One client frame."""
@@ -264,7 +266,7 @@ class Connection:
         headers = Headers(scope=self._scope)
         who = edge.authenticate(headers, frame.token)
         request_id = headers.get("x-request-id", "")[:128] or str(uuid4())
-        self._context.enter_context(log_context(tenant_id=who.tenant, request_id=request_id))
+        self._exit.enter_context(log_context(tenant_id=who.tenant, request_id=request_id))
         if (frame.agent is None) == (frame.session_id is None):
             raise Refused(
                 ErrorCode.BAD_FRAME, "give one of `agent` and `session_id`", param="session_id"
@@ -275,7 +277,7 @@ class Connection:
             view = await edge.service.create(who, frame.agent, frame.metadata)
         else:
             raise Refused(ErrorCode.BAD_FRAME, "a new session has no cursor", param="after")
-        self._context.enter_context(log_context(session_id=view.key.session_id))
+        self._exit.enter_context(log_context(session_id=view.key.session_id))
         attachment = await edge.hub.attach(view, frame.after, self._outbox)
         self._outbox.put(
             encode(
@@ -299,8 +301,9 @@ class Connection:
                 )
             )
         )
-        attachment.start()
+        self._context = copy_context()
         self._view, self._attachment = view, attachment
+        attachment.start()
         edge.probe.connection_opened(who.tenant)
         logger.bind(agent_id=view.agent, user_id=view.user, resumed=attachment.resumed).info(
             "session opened"

@@ -2,6 +2,8 @@
 
 Nothing here knows frames of ours: it is about bytes, time and memory, below the application.
 
+- An application that is told when its peer reads needs no task that waits for it: frames are
+  written by calls, many at once (`write`), and a callback tells when the socket takes more.
 - A WebSocket whose peer does not read must end all the same. In ASGI, closing waits like any other
   send until the peer takes what was written before, and uvicorn closes the transport in order,
   which waits for the same: such a peer could hold its socket for ever.
@@ -12,6 +14,8 @@ Nothing here knows frames of ours: it is about bytes, time and memory, below the
 """
 
 import asyncio
+import struct
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-EXTENSION = "nooble.close"
-"""The extension in the ASGI scope: `scope["extensions"][EXTENSION]["close"](code)` queues a close
-frame behind what was written, whether the peer reads or not, and cuts the connection off soon."""
+EXTENSION = "nooble.socket"
+"""The extension in the ASGI scope: `scope["extensions"][EXTENSION]["socket"]` is the connection's
+`WebSocketProtocol`, for its `write`, `close` and `on_writable` once it is accepted."""
 
 LINGER_S = 5.0
 """How long a peer may take to read what is left, once the connection is to end."""
@@ -58,13 +62,19 @@ BODY_TIMEOUT_S = 30.0
 MAX_PIPELINED = 16
 """How many requests may wait on one connection for the answer to the one before."""
 
+_TEXT = 0x81  # the only frame, of text: RFC 6455, section 5.2
+_SHORT_HEADERS = [bytes((_TEXT, length)) for length in range(126)]
+
 _INVALID_DATA = 1007  # RFC 6455, section 7.4.1
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's protocol, with the extension above, and never outliving its application for long.
 
-    To be given to uvicorn as `ws=WebSocketProtocol`.
+    To be given to uvicorn as `ws=WebSocketProtocol`, without compression.
+
+    Attributes:
+        on_writable: called when the socket takes more, after it did not.
     """
 
     def __init__(
@@ -76,11 +86,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     ) -> None:
         """As uvicorn calls it."""
         super().__init__(config, server_state, app_state, _loop)
+        self.on_writable: Callable[[], None] = _ignore
         self._linger: asyncio.TimerHandle | None = None
         self._backlog = bytearray()  # received, not yet parsed; reading is paused meanwhile
         self._next_slice: asyncio.Handle | None = None
         self._bucket = TokenBucket(FRAMES_PER_S, FRAME_BURST, self.loop.time)
         self._deaf = False
+        self._unread_bytes = 0
 
     # --- as asyncio calls it ----------------------------------------------------------------------
 
@@ -98,6 +110,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
             self._read_on()
 
+    def resume_writing(self) -> None:
+        """The socket has taken most of what was written."""
+        super().resume_writing()
+        self.on_writable()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Lets go of everything."""
         for handle in (self._linger, self._next_slice):
@@ -111,9 +128,59 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         """Runs the application for this connection."""
         extensions: dict[str, dict[object, object]] = self.scope.get("extensions") or {}
-        extensions[EXTENSION] = {"close": self._close_now}
+        extensions[EXTENSION] = {"socket": self}
         await super().run_asgi()
+        self.on_writable = _ignore
         self._cut_off_soon()
+
+    @property
+    def is_open(self) -> bool:
+        """True from the handshake until one of the two wants to close."""
+        return self.conn.state is State.OPEN and not self.transport.is_closing()
+
+    @property
+    def is_writable(self) -> bool:
+        """False while the peer has so much to read that more would have to be kept."""
+        return self.writable.is_set()
+
+    @property
+    def unread_bytes(self) -> int:
+        """What was written and is not in the hands of the kernel yet."""
+        return self.transport.get_write_buffer_size()
+
+    def write(self, texts: Iterable[bytes]) -> None:
+        """Sends text messages in one write, or none when the connection is not open any more.
+
+        Never waits: whoever writes without looking at `is_writable` fills memory.
+        """
+        if self.is_open:
+            pieces: list[bytes] = []
+            for text in texts:
+                pieces.append(_header(len(text)))
+                pieces.append(text)
+            self.transport.write(b"".join(pieces))
+
+    def close(self, code: int) -> None:
+        """Ends the connection: a close frame behind what was written, and the application gets its
+        `websocket.disconnect`. Who does not answer, or does not read, is cut off soon.
+        """
+        if self.is_open:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": ""})
+            self.conn.send_close(code)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+            self.writable.set()  # nobody has anything to wait for
+            # The peer's answer is awaited, else it could find the connection reset before it has
+            # read ours.
+            self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)
+            if self.read_paused:
+                self.read_paused = False
+                self._read_on()
+        self._cut_off_soon()
+
+    async def wait_writable(self) -> None:
+        """Returns when the socket takes more, or will never."""
+        await self.writable.wait()
 
     async def send(self, message: Any) -> None:
         """Sends, once the peer has taken enough of what was sent before.
@@ -198,33 +265,41 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 b"".join(self.frames).decode()
             except UnicodeDecodeError:  # uvicorn logs a traceback for it
                 self.frames = []
-                self._close_now(_INVALID_DATA)
+                self._fail(_INVALID_DATA)
                 return
         super().send_receive_event_to_app()
 
     def _count(self) -> bool:
         """Counts a frame that the application does not. False when it is one too many."""
         if not self._deaf and self._bucket.take():
-            self._close_now(CloseCode.TOO_MANY)
+            self.close(CloseCode.TOO_MANY)
             if self.close_sent:
                 self._stop_listening()
         return not self._deaf
 
     # --- ends -------------------------------------------------------------------------------------
 
+    def send_keepalive_ping(self) -> None:
+        """Asks whether the peer lives."""
+        super().send_keepalive_ping()
+        self._unread_bytes = self.unread_bytes
+
     def keepalive_timeout(self) -> None:
-        """No pong came: closes with our code for it, and does not wait for who may be dead."""
+        """No pong came. A peer that still has the bytes before our ping to read is given more time;
+        else this closes with our code for it, and does not wait for who may be dead.
+        """
+        before, self._unread_bytes = self._unread_bytes, self.unread_bytes
+        if self._unread_bytes < before and self.ping_timeout is not None:
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
         self.pong_timer = None
         self.pending_ping_payload = None
-        self._close_now(CloseCode.NO_OPEN_OR_PONG)
+        self._fail(CloseCode.NO_OPEN_OR_PONG)
 
-    def _close_now(self, code: int) -> None:
-        if self.conn.state is State.OPEN and not self.transport.is_closing():
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": ""})
-            self.conn.send_close(code)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.close_sent = True
-        self._cut_off_soon()
+    def _fail(self, code: int) -> None:
+        """Ends the connection without waiting for the peer's answer."""
+        self.close(code)
+        self.transport.close()
 
     def _stop_listening(self) -> None:
         """Throws away unparsed what still comes. Closing at once would reset the connection, and a
@@ -234,9 +309,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._backlog.clear()
         if self.transport.is_closing():
             return
-        if self.close_timer is None:
-            # Else uvicorn closes when the application returns.
-            self.close_timer = self.loop.call_later(LINGER_S, self.transport.abort)
         self.read_paused = False
         self.transport.resume_reading()
         if self.transport.can_write_eof():
@@ -245,6 +317,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _cut_off_soon(self) -> None:
         if self._linger is None and not self.disconnected:
             self._linger = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def _header(length: int) -> bytes:
+    """RFC 6455, section 5.2; a server does not mask."""
+    if length < len(_SHORT_HEADERS):
+        return _SHORT_HEADERS[length]
+    if length < 1 << 16:
+        return struct.pack("!BBH", _TEXT, 126, length)
+    return struct.pack("!BBQ", _TEXT, 127, length)
+
+
+def _ignore() -> None:
+    """Nobody waits."""
 
 
 class HttpProtocol(HttpToolsProtocol):

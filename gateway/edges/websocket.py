@@ -70,7 +70,7 @@ class WebSocketEdge:
             await send({"type": "websocket.close", "code": CloseCode.UNSUPPORTED_VERSION})
             return
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
-        connection = Connection(self._edge, scope, receive, send)
+        connection = Connection(self._edge, scope, receive)
         self._connections.add(connection)
         try:
             await connection.run()

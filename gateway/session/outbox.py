@@ -11,10 +11,10 @@ LIMIT_BYTES = 1024 * 1024
 
 
 class Outbox:
-    """Frames for one socket. All calls return at once; `wake` tells the writer to look.
+    """Frames for one socket. All calls return at once; `wake` tells the connection to look.
 
     Attributes:
-        size_bytes: what the socket has not taken yet, a batch in the writer's hand included.
+        size_bytes: what the socket has not taken yet.
         pulling: True while events are refused; set when one did not fit.
         close_code: set by `finish`: the socket is to be closed once everything was sent.
     """
@@ -65,11 +65,19 @@ class Outbox:
             self.close_code = code
             self.wake()
 
-    def drain(self) -> list[bytes]:
-        """Everything that is queued, for one write; `sent` tells when the socket has taken it."""
-        frames, self._frames = self._frames, []
-        return frames
-
-    def sent(self, size_bytes: int) -> None:
-        """The socket has taken so many bytes."""
+    def take(self, limit_bytes: int) -> list[bytes]:
+        """The first frames, to be written: so many bytes, or a single larger frame."""
+        if self.size_bytes <= limit_bytes:
+            taken, self._frames = self._frames, []
+            self.size_bytes = 0
+            return taken
+        size_bytes = count = 0
+        for frame in self._frames:
+            if count and size_bytes + len(frame) > limit_bytes:
+                break
+            size_bytes += len(frame)
+            count += 1
+        taken = self._frames[:count]
+        del self._frames[:count]
         self.size_bytes -= size_bytes
+        return taken

@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
-from support.edges import Node, in_session, serving, talking
+from support import raw
+from support.edges import in_session, serving, talking
 from support.little_bus import KEY
+from support.raw import OPEN, TEXT, frame
 from websockets.exceptions import InvalidStatus
 
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.connection import WRITE_BYTES, ConnectionLimits
 
 
 async def well(node) -> None:
@@ -383,20 +385,36 @@ async def test_draining_sends_clients_away_and_takes_no_new_ones(node):
     assert refusal.value.response.headers["Retry-After"] == "1"
 
 
-async def test_under_another_server_a_stuck_socket_still_ends_its_connection():
-    """Without our protocol class nobody frees a `send` that waits for ever."""
-    node = Node(ConnectionLimits(stall_timeout_s=0.1))
-    incoming: asyncio.Queue[dict] = asyncio.Queue()
-    incoming.put_nowait({"type": "websocket.connect"})
-    incoming.put_nowait({"type": "websocket.receive", "text": '{"type":"ping","t":1}'})
+async def test_a_connection_is_one_task(node):
+    async with in_session(node):
+        before = asyncio.all_tasks()
+        async with raw.websocket(node.port) as client:
+            client.send(frame(TEXT, OPEN))
+            await client.until(b'"snapshot"')
+            async with asyncio.timeout(5):
+                while len(asyncio.all_tasks()) != len(before) + 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
-    async def send(message: dict) -> None:
-        if message["type"] == "websocket.send":
-            await asyncio.Event().wait()
 
-    scope = {"type": "websocket", "path": "/ws", "headers": [], "subprotocols": []}
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        turning = tasks.create_task(node.wheel.run())
-        await node.edge(scope, incoming.get, send)
-        turning.cancel()
-    assert node.edge.open_sockets == 0
+async def test_frames_of_one_turn_leave_in_one_write_and_a_long_row_in_bounded_ones(node):
+    async with in_session(node) as talk:
+        [socket], [key] = node.protocols, node.bus.sessions
+        sizes: list[int] = []
+        write = socket.write
+
+        def record(texts: list[bytes]) -> None:
+            sizes.append(sum(map(len, texts)))
+            write(texts)
+
+        socket.write = record
+        for _ in range(10):
+            node.bus.append(key=key)
+        assert [(await talk.receive())["seq"] for _ in range(10)] == list(range(1, 11))
+        assert len(sizes) == 1
+        for _ in range(10):
+            node.bus.append(event={"type": "CUSTOM", "value": "x" * 20_000}, key=key)
+        assert [(await talk.receive())["seq"] for _ in range(10)] == list(range(11, 21))
+        assert max(sizes) <= WRITE_BYTES
+        for length in (100, 126, 127, 65_535, 65_536, 100_000):  # each form of a frame's header
+            node.bus.append(event={"type": "CUSTOM", "value": "x" * length}, key=key)
+            assert len((await talk.receive())["event"]["value"]) == length

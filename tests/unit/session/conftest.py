@@ -17,7 +17,7 @@ from protocol.frames import Cursor
 
 
 class Client:
-    """A connection: its writer takes frames from the outbox unless its socket is `stuck`."""
+    """A connection: its writer takes frame after frame from the outbox while it is `readable`."""
 
     def __init__(self, hub: Hub, limit_bytes: int) -> None:
         self.hub = hub
@@ -35,13 +35,10 @@ class Client:
         while True:
             await self.awake.wait()
             self.awake.clear()
-            for frame in self.outbox.drain():
-                self.most_bytes = max(self.most_bytes, self.outbox.size_bytes)
+            self.most_bytes = max(self.most_bytes, self.outbox.size_bytes)
+            while self.outbox.size_bytes:
                 await self.readable.wait()
-                self.frames.append(msgspec.json.decode(frame))
-                self.outbox.sent(len(frame))
-            if self.outbox.size_bytes:
-                continue
+                self.frames += map(msgspec.json.decode, self.outbox.take(1))
             if self.outbox.close_code is not None:
                 self.closed = self.outbox.close_code
                 return

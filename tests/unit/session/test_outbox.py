@@ -23,8 +23,8 @@ def test_one_batch_of_everything_in_order() -> None:
     assert outbox.push(b"one")
     assert outbox.push(b"two")
     assert wakes.count == 1, "one wake for all frames of a turn"
-    assert outbox.drain() == [b"one", b"two"]
-    assert outbox.drain() == []
+    assert outbox.take(100) == [b"one", b"two"]
+    assert outbox.take(100) == []
     outbox.push(b"three")
     assert wakes.count == 2
 
@@ -35,18 +35,27 @@ def test_the_first_frame_that_does_not_fit_ends_pushing() -> None:
     assert not outbox.push(b"123")
     assert outbox.pulling
     assert not outbox.push(b"1"), "a later one that would fit must not overtake it"
-    assert outbox.drain() == [b"12345678"]
+    assert outbox.take(100) == [b"12345678"]
 
 
-def test_a_batch_in_the_writers_hand_counts_until_it_was_taken() -> None:
+def test_what_is_taken_makes_room() -> None:
     outbox, _ = live()
     outbox.push(b"12345678")
-    outbox.drain()
-    assert outbox.size_bytes == 8
     assert not outbox.fill(b"123")
-    outbox.sent(8)
+    outbox.take(100)
     assert outbox.size_bytes == 0
     assert outbox.fill(b"123")
+
+
+def test_it_is_taken_in_pieces_of_so_many_bytes_and_one_larger_frame_alone() -> None:
+    outbox, _ = live(100)
+    for frame in (b"aaaa", b"bbbb", b"c" * 9, b"dd"):
+        outbox.push(frame)
+    assert outbox.take(8) == [b"aaaa", b"bbbb"]
+    assert outbox.size_bytes == 11
+    assert outbox.take(8) == [b"c" * 9]
+    assert outbox.take(8) == [b"dd"]
+    assert outbox.size_bytes == 0
 
 
 def test_a_frame_larger_than_the_bound_goes_alone() -> None:
@@ -77,6 +86,6 @@ def test_nothing_after_the_end_and_the_first_code_stands() -> None:
     outbox.put(b"too late")
     assert not outbox.pulling
     assert outbox.push(b"e") is True
-    assert outbox.drain() == [b"last"]
+    assert outbox.take(100) == [b"last"]
     assert outbox.close_code == 4410
     assert wakes.count == 2
