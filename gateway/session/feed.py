@@ -30,9 +30,10 @@ class Attachment:
         epoch, seq: the last event that was queued for it.
         resumed: False when it began with a snapshot.
         staged: what it begins with, in order: frames, and entries of the log.
+        on_run_end: called after a run's last event was queued, while somebody waits for that.
     """
 
-    __slots__ = ("epoch", "feed", "outbox", "resumed", "seq", "staged")
+    __slots__ = ("epoch", "feed", "on_run_end", "outbox", "resumed", "seq", "staged")
 
     def __init__(self, feed: "Feed", outbox: Outbox) -> None:
         self.feed = feed
@@ -41,6 +42,7 @@ class Attachment:
         self.seq = 0
         self.resumed = False
         self.staged: list[bytes | Entry] = []
+        self.on_run_end: Callable[[], None] | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -239,6 +241,9 @@ class Feed:
             self.expect(entry.run_id)
         elif entry.kind in TERMINAL_KINDS:
             self.runs.discard(entry.run_id)
+            for attachment in self.attachments:
+                if attachment.on_run_end is not None:
+                    attachment.on_run_end()
             if self.over:
                 self.look()
             if self.home:

@@ -88,6 +88,10 @@ TOKENS_TOTAL = Counter(
     "Tokens that agents reported, input and output; absent where none were reported.",
     ("tenant_id", "agent_id", "type"),
 )
+DRAINING = Gauge(
+    "draining",
+    "1 from the moment when this node was told to stop: it sends its clients to other nodes.",
+)
 METRIC_LABEL_OVERFLOW_TOTAL = Counter(
     "metric_label_overflow_total",
     "Connections and sessions counted under the label value other, as the bound of distinct "
@@ -104,6 +108,7 @@ CATALOGUE: tuple[Metric, ...] = (
     MESSAGES_PROCESSED_TOTAL,
     MESSAGE_PROCESSING_SECONDS,
     TOKENS_TOTAL,
+    DRAINING,
     METRIC_LABEL_OVERFLOW_TOTAL,
     BUILD_INFO,
 )

@@ -35,6 +35,7 @@ class Telemetry:
         self._agents = _LabelValues(max_agents, overflow)
         self._by_tenant: dict[str, _TenantMetrics] = {}
         self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
+        self._draining = self._series.gauge(catalogue.DRAINING)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
     def connection_opened(self, tenant: str) -> None:
@@ -53,6 +54,10 @@ class Telemetry:
             found = _SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
             self._by_session[labels] = found
         return found
+
+    def draining(self) -> None:
+        """This node is about to stop."""
+        self._draining.set(1)
 
     def render(self) -> tuple[bytes, str]:
         """All metrics as text, and its content type."""

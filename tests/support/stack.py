@@ -100,6 +100,7 @@ class Stack:
         *,
         nodes: int = 1,
         workers: int = 1,
+        slots: int = 8,
         agent: str = DEMO,
         **environment: str,
     ) -> "Iterator[Stack]":
@@ -108,7 +109,7 @@ class Stack:
             stack = cls(url, folder, environment)
             try:
                 for _ in range(workers):
-                    stack.add_worker(agent)
+                    stack.add_worker(agent, slots=slots)
                 for _ in range(nodes):
                     stack.add_node()
                 stack.wait_until_ready()
@@ -116,10 +117,11 @@ class Stack:
             finally:
                 stack.stop()
 
-    def add_worker(self, agent: str = DEMO) -> Process:
+    def add_worker(self, agent: str = DEMO, *, slots: int = 8) -> Process:
         """Starts a worker; `wait_until_ready` waits for it."""
         name = f"worker-{len(self.workers)}"
-        process = Process(name, self._log(name), "worker", agent, **self._environment)
+        options = ("--slots", str(slots))
+        process = Process(name, self._log(name), "worker", agent, *options, **self._environment)
         self.workers.append(process)
         return process
 
