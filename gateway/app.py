@@ -112,6 +112,7 @@ class Node:
             beat=self._beat,
             report=report,
             lease_s=limits.lease_s,
+            grace_s=limits.resume_grace_s,
         )
         service = SessionService(
             sessions=bus.sessions,

@@ -21,7 +21,7 @@ from gateway.session.model import (
     SessionView,
     SnapshotSource,
 )
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 
 def encode_limits(limits: Limits) -> bytes:
@@ -37,6 +37,7 @@ def encode_limits(limits: Limits) -> bytes:
             "queue_wait_ms": int(limits.queue_wait_s * 1000),
             "interrupt_ttl_ms": int(limits.interrupt_ttl_s * 1000),
             "cancel_grace_ms": int(limits.cancel_grace_s * 1000),
+            "resume_grace_ms": int(limits.resume_grace_s * 1000),
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
             "journal_entries": limits.journal_entries,
@@ -69,6 +70,8 @@ class RedisSessions:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
         answer = await self._call(
@@ -81,6 +84,8 @@ class RedisSessions:
             dead_home,
             new_epoch(),
             self._limits,
+            on_detach,
+            int(attending),
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (
@@ -88,7 +93,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[11::2], answer[12::2], strict=True)
+            for run_id, status in zip(answer[12::2], answer[13::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -103,6 +108,7 @@ class RedisSessions:
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
+            on_detach="cancel" if answer[11] == b"cancel" else "continue",
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:

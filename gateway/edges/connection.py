@@ -282,7 +282,9 @@ class Connection:
         if frame.session_id is not None:
             view = await edge.service.find(who, frame.session_id)
         elif frame.agent is not None and frame.after is None:
-            view = await edge.service.create(who, frame.agent, frame.metadata)
+            view = await edge.service.create(
+                who, frame.agent, frame.metadata, on_detach=frame.on_detach
+            )
         else:
             raise Refused(ErrorCode.BAD_FRAME, "a new session has no cursor", param="after")
         self._exit.enter_context(log_context(session_id=view.key.session_id))

@@ -32,7 +32,8 @@ class Sweep:
     """One node's sweeps, once a second. A sweep is bounded, and one bad item stops no other.
 
     While Redis was away no worker could renew its lease: after an interruption, and at the start
-    of a node, which cannot know, nobody's lease is judged before one full lease has passed.
+    of a node, which cannot know, nobody's lease is judged before one full lease has passed. Nor
+    is it said of a session that its clients are gone before one full resume grace has.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Sweep:
         beat: Beat,
         report: Callable[[str, Exception], None],
         lease_s: float = 30.0,
+        grace_s: float = 120.0,
         interval_s: float = 1.0,
     ) -> None:
         """`beat` tells for how long Redis has been there."""
@@ -55,7 +57,7 @@ class Sweep:
         self._beat = beat
         self._report = report
         # What is judged by who lives waits until Redis has been there for so long.
-        self._patience_s = {"lease": lease_s, "expiry": 0.0}
+        self._patience_s = {"lease": lease_s, "detach": grace_s, "expiry": 0.0}
         self._interval_s = interval_s
         self._postponed = 0
 

@@ -116,6 +116,7 @@ class Feed:
         self.runs = {run.run_id for run in view.runs}
         self.home = False
         self.home_node = view.home
+        self.on_detach = view.on_detach
         self.home_asked_at = self.active_at = clock()
         self.left_at: float | None = None
         self.stale = False
@@ -144,6 +145,11 @@ class Feed:
     def wanted(self) -> bool:
         """True while somebody needs its events."""
         return self.home or bool(self.attachments)
+
+    @property
+    def attends(self) -> bool:
+        """True while Redis must hear of its clients, or the session's runs are cancelled."""
+        return self.on_detach == "cancel" and bool(self.attachments)
 
     @property
     def gone_code(self) -> CloseCode:

@@ -109,7 +109,11 @@ class Homes:
         dead_home = feed.home_node if self._dead(feed) else ""
         try:
             return await self._sessions.open(
-                feed.key, feed.user, node=self._node, dead_home=dead_home
+                feed.key,
+                feed.user,
+                node=self._node,
+                dead_home=dead_home,
+                attending=bool(feed.attachments),
             )
         except Unavailable:
             raise

@@ -8,6 +8,7 @@ reads the log for it (`catch_up`), so it delays nobody.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -357,7 +358,16 @@ class Hub:
     # --- position checks --------------------------------------------------------------------------
 
     def _interval(self, feed: Feed) -> float:
-        return self._times.check_running_s if feed.runs else self._times.check_idle_s
+        interval_s = self._times.check_running_s if feed.runs else self._times.check_idle_s
+        return min(interval_s, self._ask_after_s(feed))
+
+    def _ask_after_s(self, feed: Feed) -> float:
+        """How long a session needs no `open` of its own: pushes say nothing of who counts it, and
+        Redis nothing of who follows it.
+        """
+        if feed.attends:
+            return min(self._times.check_idle_s, self._times.resume_grace_s / 3)
+        return math.inf if feed.home else self._times.check_idle_s
 
     def _check_soon(self, feed: Feed) -> None:
         self._arm_check(feed, self._times.check_running_s)
@@ -373,8 +383,8 @@ class Hub:
             return
         interval_s = self._interval(feed)
         now = self._clock()
-        if not feed.home and now - feed.home_asked_at >= self._times.check_idle_s:
-            feed.verify_home = True  # pushes say nothing of who counts them
+        if now - feed.home_asked_at >= self._ask_after_s(feed):
+            feed.verify_home = True
             self._enqueue(feed)
         quiet_s = now - feed.active_at
         if quiet_s < interval_s:

@@ -26,7 +26,7 @@ from gateway.session.model import (
     SnapshotSource,
     WorkerInfo,
 )
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
 
 
 class Sessions(Protocol):
@@ -47,10 +47,14 @@ class Sessions(Protocol):
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none.
 
-        `dead_home` names a node that is known to be dead: its home is taken over.
+        `dead_home` names a node that is known to be dead: its home is taken over. `attending` says
+        that the node has clients on the session: a session that was created with `on_detach`
+        `cancel` keeps its open run only while some node says so, at least once a resume grace.
         """
         ...
 

@@ -22,7 +22,7 @@ from gateway.session.model import (
 from gateway.session.ports import Directory, Probe, RunQueue, Sessions
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
-from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, ToolResult
+from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
 
 _encode = msgspec.json.Encoder().encode
 _canonical = msgspec.json.Encoder(order="sorted").encode
@@ -60,13 +60,14 @@ class SessionService:
         metadata: dict[str, Any] | None,
         *,
         session_id: str | None = None,
+        on_detach: OnDetach = "continue",
     ) -> SessionView:
         """A new session; with a `session_id` given, the one that an earlier call made."""
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
         view = await self._sessions.open(
-            key, who.user, node=self._node, agent=agent, metadata=metadata
+            key, who.user, node=self._node, agent=agent, metadata=metadata, on_detach=on_detach
         )
         self._hub.adopt(view)
         if view.created:
@@ -78,9 +79,9 @@ class SessionService:
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
-        """A session of this user."""
+        """A session of this user, for a client that comes to follow it."""
         key = SessionKey(who.tenant, session_id)
-        view = await self._sessions.open(key, who.user, node=self._node)
+        view = await self._sessions.open(key, who.user, node=self._node, attending=True)
         self._hub.adopt(view)
         return view
 

@@ -32,7 +32,7 @@ from gateway.session.model import (
     SnapshotSource,
 )
 from protocol.codes import ErrorCode
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 KEY = SessionKey("acme", "s1")
 PAGE_BYTES = 256 * 1024
@@ -51,6 +51,7 @@ class Session:
     run_from: int = 0
     home: str = ""
     ended: bool = False
+    on_detach: OnDetach = "continue"
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -168,11 +169,14 @@ class LittleBus:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         await self._call("open")
+        self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent)
+            self.sessions[key] = Session(user, agent, on_detach=on_detach)
         session = self._find(key, user)
         homed = session.home in ("", dead_home)
         if homed:
@@ -189,6 +193,7 @@ class LittleBus:
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
+            on_detach=session.on_detach,
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:

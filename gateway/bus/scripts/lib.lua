@@ -65,6 +65,13 @@ local function clear_due(kind, run_id)
   redis.call('ZREM', K.due, due_member(kind, run_id))
 end
 
+-- When the session's runs are cancelled because no client is there: after the grace, and the time
+-- within which every node that has clients says so. `mode` is ZADD's: NX when a run is queued, XX
+-- when a node says so.
+local function set_detach_due(limits, mode)
+  redis.call('ZADD', K.due, mode, int(now + limits.resume_grace_ms * 4 / 3), due_member('detach'))
+end
+
 -- Every deadline that a run may have.
 local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace' }
 
@@ -209,6 +216,9 @@ local function queue_run(run_id, limits)
   redis.call('HSET', run_key(run_id), 'status', 'queued', 'queued_ms', int(now), 'dispatches', 0)
   set_due('dispatch', run_id, now + limits.dispatch_retry_ms)
   set_due('wait', run_id, now + limits.queue_wait_ms)
+  if redis.call('HGET', K.session, 'on_detach') == 'cancel' then
+    set_detach_due(limits, 'NX')
+  end
   return run_id
 end
 
@@ -225,7 +235,7 @@ local AFTERLIFE_MS = 3600 * 1000
 
 local function retire_session()
   redis.call('SPUBLISH', K.events, '!ended')
-  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'))
+  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'), due_member('detach'))
   for _, name in ipairs({ 'session', 'log', 'transcript', 'pending', 'ids', 'id_runs', 'finished',
     'tool_results' }) do
     redis.call('PEXPIRE', K[name], AFTERLIFE_MS)
@@ -276,7 +286,7 @@ end
 
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed')
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
@@ -286,6 +296,7 @@ local function next_run(session, limits)
   while true do
     local run_id = redis.call('LPOP', K.pending)
     if not run_id then
+      clear_due('detach')
       return ''
     end
     local run = get_run(run_id)
@@ -313,6 +324,7 @@ local function end_run(session, run_id, run, limits, o)
     redis.call('HSET', K.session, 'state', 'awaiting_input', 'interrupts', interrupts,
       'pending_tools', pending_tools, 'asked_by', run_id)
     set_due('input', '', now + limits.interrupt_ttl_ms)
+    clear_due('detach')
     return ''
   end
   redis.call('HSET', K.session, 'state', 'idle')

@@ -1,8 +1,8 @@
 """A hub on a little bus, with clients that say what reached them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 import pytest
@@ -145,3 +145,9 @@ async def make_world(times: HubTimes | None = None) -> AsyncIterator[World]:
 async def world() -> AsyncIterator[World]:
     async with make_world() as made:
         yield made
+
+
+@pytest.fixture
+def world_of() -> Callable[[HubTimes], AbstractAsyncContextManager[World]]:
+    """A world with times of its own."""
+    return make_world
