@@ -58,7 +58,7 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits) -> AsyncGenerator[Bus]:
+async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
@@ -66,8 +66,12 @@ async def open_bus(url: str, limits: Limits) -> AsyncGenerator[Bus]:
     """
     client = create_client(url)
     try:
-        await check_server(client, url)
-        yield Bus(client, limits)
+        replicas = await check_server(client, url)
+        if replicas < ack_replicas:
+            logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
+                "Redis has fewer replicas than must confirm a message: all will be unavailable"
+            )
+        yield Bus(client, limits, ack_replicas=ack_replicas)
     finally:
         await client.aclose()
 

@@ -6,8 +6,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
-from gateway.bus.scripts import Argument, call
+from gateway.bus.scripts import Argument, Scripts
 from gateway.session.model import (
     Accepted,
     Closed,
@@ -53,13 +52,20 @@ def new_epoch() -> str:
 class RedisSessions:
     """See `gateway.session.ports.Sessions`."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits, *, ack_replicas: int = 0) -> None:
+        """`ack_replicas` replicas confirm what `accept`, `cancel` and `close` answer."""
+        self._scripts = scripts
         self._limits = encode_limits(limits)
+        self._ack_replicas = ack_replicas
 
     async def _call(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
-        return await call(self._client, name, keys.session(key), *arguments)
+        return await self._scripts.call(name, keys.session(key), *arguments)
+
+    async def _command(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
+        """A call whose answer a client is told."""
+        return await self._scripts.call(
+            name, keys.session(key), *arguments, replicas=self._ack_replicas
+        )
 
     async def open(
         self,
@@ -117,7 +123,7 @@ class RedisSessions:
         seen = (*((new.seen.epoch, new.seen.seq) if new.seen else ("", 0)), new_epoch())
         match new:
             case NewMessage():
-                answer = await self._call(
+                answer = await self._command(
                     "accept",
                     new.key,
                     *common,
@@ -129,7 +135,7 @@ class RedisSessions:
                     self._limits,
                 )
             case NewAnswer():
-                answer = await self._call(
+                answer = await self._command(
                     "answer",
                     new.key,
                     *common,
@@ -140,7 +146,7 @@ class RedisSessions:
                     *new.interrupt_ids,
                 )
             case NewToolResult():
-                answer = await self._call(
+                answer = await self._command(
                     "tool_result",
                     new.key,
                     *common,
@@ -156,12 +162,12 @@ class RedisSessions:
         self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
     ) -> Accepted:
         """Cancels the run (the open one by default), or abandons what awaits input."""
-        answer = await self._call("cancel", key, user, run_id or "", frame_id, self._limits)
+        answer = await self._command("cancel", key, user, run_id or "", frame_id, self._limits)
         return _accepted(key, answer)
 
     async def close(self, key: SessionKey, user: str) -> Closed:
         """Ends the session; its open run is cancelled."""
-        answer = await self._call("close", key, user, uuid4().hex, self._limits)
+        answer = await self._command("close", key, user, uuid4().hex, self._limits)
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 

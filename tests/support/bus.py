@@ -81,10 +81,12 @@ def _wait_for_cluster(client: Redis) -> None:
 
 
 @asynccontextmanager
-async def connected_bus(url: str, limits: Limits | None = None) -> AsyncIterator[Bus]:
+async def connected_bus(
+    url: str, limits: Limits | None = None, *, ack_replicas: int = 0
+) -> AsyncIterator[Bus]:
     """A bus on a running server."""
     client = create_client(url)
-    bus = Bus(client, limits or Limits())
+    bus = Bus(client, limits or Limits(), ack_replicas=ack_replicas)
     try:
         async with asyncio.TaskGroup() as group:
             follower = group.create_task(bus.notices.run())

@@ -364,6 +364,12 @@ local function abandon_input(session, why)
     '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
 end
 
+-- WAIT speaks of the writes of its own connection, and a repeated call has nothing to write. With
+-- this it stands behind what the first call wrote, on another connection perhaps.
+local function note_repetition()
+  redis.call('HSET', K.session, 'repeated_ms', int(now))
+end
+
 -- What every command of a client begins with. Answers what the caller must return at once (a refusal,
 -- or the answer that this frame id got before), or nil. `run_id` is the run that the call would make:
 -- a known id with that very run is our own repetition after a lost answer, not the client's.
@@ -377,6 +383,7 @@ local function admit(session, o)
     return conflict
   end
   if known then
+    note_repetition()
     local status = known ~= '' and redis.call('HGET', run_key(known), 'status') or ''
     local answer = 'duplicate'
     if known == o.run_id then
