@@ -103,6 +103,7 @@ class Feed:
         now_ms: Callable[[], int],
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
+        on_gap: Callable[[], None],
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -125,11 +126,11 @@ class Feed:
         self.queued = False
         self.subscription: AbstractAsyncContextManager[None] | None = None
         self.check: Timer | None = None
-        self.gaps = 0
         self._clock = clock
         self._now_ms = now_ms
         self._on_stale = on_stale
         self._on_busy = on_busy
+        self._on_gap = on_gap
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
 
@@ -142,11 +143,6 @@ class Feed:
     def wanted(self) -> bool:
         """True while somebody needs its events."""
         return self.home or bool(self.attachments)
-
-    @property
-    def gone_code(self) -> CloseCode:
-        """How sockets are closed once Redis knows no such session."""
-        return CloseCode.SESSION_ENDED if self.over else CloseCode.UNKNOWN_SESSION
 
     # --- events come in ---------------------------------------------------------------------------
 
@@ -200,7 +196,7 @@ class Feed:
             self._drain_ahead()
         elif entry.seq > self.last_seq:
             if not self._ahead and not self.unread:
-                self.gaps += 1
+                self._on_gap()
             self._keep_ahead(entry)
             self.look()
 
