@@ -17,7 +17,7 @@ from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, SessionProbe
 from gateway.session.wheel import Timer
 from protocol.codes import CloseCode
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
 
 AHEAD_BYTES = 256 * 1024
 """Pushes that wait while a gap before them is read from the log."""
@@ -105,6 +105,7 @@ class Feed:
         now_ms: Callable[[], int],
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
+        on_gap: Callable[[], None],
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -116,7 +117,7 @@ class Feed:
         self.runs = {run.run_id for run in view.runs}
         self.home = False
         self.home_node = view.home
-        self.on_detach = view.on_detach
+        self.on_detach: OnDetach = view.on_detach
         self.home_asked_at = self.active_at = clock()
         self.left_at: float | None = None
         self.stale = False
@@ -128,11 +129,11 @@ class Feed:
         self.queued = False
         self.subscription: AbstractAsyncContextManager[None] | None = None
         self.check: Timer | None = None
-        self.gaps = 0
         self._clock = clock
         self._now_ms = now_ms
         self._on_stale = on_stale
         self._on_busy = on_busy
+        self._on_gap = on_gap
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
 
@@ -150,11 +151,6 @@ class Feed:
     def attends(self) -> bool:
         """True while Redis must hear of its clients, or the session's runs are cancelled."""
         return self.on_detach == "cancel" and bool(self.attachments)
-
-    @property
-    def gone_code(self) -> CloseCode:
-        """How sockets are closed once Redis knows no such session."""
-        return CloseCode.SESSION_ENDED if self.over else CloseCode.UNKNOWN_SESSION
 
     # --- events come in ---------------------------------------------------------------------------
 
@@ -208,7 +204,7 @@ class Feed:
             self._drain_ahead()
         elif entry.seq > self.last_seq:
             if not self._ahead and not self.unread:
-                self.gaps += 1
+                self._on_gap()
             self._keep_ahead(entry)
             self.look()
 

@@ -75,11 +75,14 @@ class Sessions(Protocol):
         """Ends the session; its open run is cancelled."""
         ...
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, claimed: bool = False
+    ) -> LogPage:
         """The log after a cursor, at most `count` entries and some 256 KiB.
 
         A page may be shorter than `count` while more follows: the end is reached when its last
-        entry is `last_seq`. Works for an ended session, too.
+        entry is `last_seq`. Works for an ended session, too. A cursor ahead of the log proves that
+        Redis lost writes, and a new epoch begins; unless it is merely `claimed`, by a client.
         """
         ...
 
@@ -253,6 +256,14 @@ class Probe(Protocol):
 
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
+        ...
+
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        ...
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
         ...
 
     def session(self, tenant: str, agent: str) -> SessionProbe:

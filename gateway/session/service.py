@@ -165,6 +165,8 @@ class SessionService:
         except Refused as refused:
             if refused.code == ErrorCode.SESSION_ENDED:
                 self._hub.ended(view.key)  # followers may have missed it
+            elif refused.code == ErrorCode.SESSION_NOT_FOUND and self._hub.missing(view.key):
+                raise Unavailable("Redis lost this session; it begins anew") from None
             raise
         if accepted.run_id and accepted.status != "duplicate":
             self._hub.expect_run(view.key, accepted.run_id)

@@ -92,6 +92,15 @@ DRAINING = Gauge(
     "draining",
     "1 from the moment when this node was told to stop: it sends its clients to other nodes.",
 )
+PUBSUB_GAPS_TOTAL = Counter(
+    "pubsub_gaps_total",
+    "Jumps in the numbers of a session's pushed events: one before was lost, or is late.",
+)
+PUBSUB_REPAIRED_EVENTS_TOTAL = Counter(
+    "pubsub_repaired_events_total",
+    "Events that this node read from a session's log, since their push had not come: lost, late, "
+    "or made while the node was not subscribed.",
+)
 METRIC_LABEL_OVERFLOW_TOTAL = Counter(
     "metric_label_overflow_total",
     "Connections and sessions counted under the label value other, as the bound of distinct "
@@ -109,6 +118,8 @@ CATALOGUE: tuple[Metric, ...] = (
     MESSAGE_PROCESSING_SECONDS,
     TOKENS_TOTAL,
     DRAINING,
+    PUBSUB_GAPS_TOTAL,
+    PUBSUB_REPAIRED_EVENTS_TOTAL,
     METRIC_LABEL_OVERFLOW_TOTAL,
     BUILD_INFO,
 )

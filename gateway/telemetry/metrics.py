@@ -36,6 +36,8 @@ class Telemetry:
         self._by_tenant: dict[str, _TenantMetrics] = {}
         self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
         self._draining = self._series.gauge(catalogue.DRAINING)
+        self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
+        self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
     def connection_opened(self, tenant: str) -> None:
@@ -45,6 +47,14 @@ class Telemetry:
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
         self._of_tenant(self._tenants.find(tenant)).connections.add(-1)
+
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        self._gaps.inc()
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
+        self._repaired.inc(events)
 
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""

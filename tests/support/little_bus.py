@@ -66,6 +66,7 @@ class LittleBus:
         self.sessions: dict[SessionKey, Session] = {}
         self.followers: dict[SessionKey, list[tuple[Callable[[bytes], None], Callable[[], None]]]]
         self.followers = {}
+        self.made: Counter[SessionKey] = Counter()
         self.calls: Counter[str] = Counter()
         self.dispatched: list[RunRef] = []
         self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
@@ -82,7 +83,20 @@ class LittleBus:
     # --- what happens in the session --------------------------------------------------------------
 
     def make(self, key: SessionKey = KEY, *, home: str = "", user: str = "anonymous") -> Session:
-        session = self.sessions[key] = Session(user, "demo", home=home)
+        self.made[key] = 0
+        return self._make(key, user, "demo", home)
+
+    def _make(
+        self,
+        key: SessionKey,
+        user: str,
+        agent: str,
+        home: str = "",
+        on_detach: OnDetach = "continue",
+    ) -> Session:
+        self.made[key] += 1
+        session = Session(user, agent, epoch=f"e{self.made[key]}", home=home, on_detach=on_detach)
+        self.sessions[key] = session
         return session
 
     def append(
@@ -176,7 +190,7 @@ class LittleBus:
         self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent, on_detach=on_detach)
+            self._make(key, user, agent, on_detach=on_detach)
         session = self._find(key, user)
         homed = session.home in ("", dead_home)
         if homed:
@@ -229,7 +243,9 @@ class LittleBus:
             await asyncio.sleep(0)
         return Closed(first, session.agent, 1000, 61_000)
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, claimed: bool = False
+    ) -> LogPage:
         await self._call("read")
         session = self.sessions.get(key)
         if session is None:
@@ -243,7 +259,7 @@ class LittleBus:
         if after.epoch != session.epoch:
             page = LogPage([], session.epoch, session.seq, "epoch")
         elif after.seq > session.seq:
-            session.epoch += "+"
+            session.epoch += "" if claimed else "+"
             page = LogPage([], session.epoch, session.seq, "ahead")
         elif start < 0:
             page = LogPage([], session.epoch, session.seq, "trimmed")
@@ -320,6 +336,12 @@ class CountingProbe:
 
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
+
+    def pubsub_gap(self) -> None:
+        self.facts["gaps"] += 1
+
+    def pubsub_repaired(self, events: int) -> None:
+        self.facts["repaired"] += events
 
     def session(self, tenant: str, agent: str) -> "CountingProbe":
         return self

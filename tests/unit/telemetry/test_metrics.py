@@ -41,6 +41,8 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "message_processing_seconds": ("Histogram", ("tenant_id", "role")),
         "tokens_total": ("Counter", ("tenant_id", "agent_id", "type")),
         "draining": ("Gauge", ()),
+        "pubsub_gaps_total": ("Counter", ()),
+        "pubsub_repaired_events_total": ("Counter", ()),
         "metric_label_overflow_total": ("Counter", ()),
         "build_info": ("Gauge", ("version",)),
     }
