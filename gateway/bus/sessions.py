@@ -171,13 +171,10 @@ class RedisSessions:
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 
-    async def read(
-        self, key: SessionKey, after: Cursor, count: int, *, claimed: bool = False
-    ) -> LogPage:
+    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
         """The log after a cursor, at most `count` entries."""
-        fresh_epoch = "" if claimed else new_epoch()
         status, epoch, last_seq, ended, entries = await self._call(
-            "read", key, after.epoch, after.seq, count, fresh_epoch
+            "read", key, after.epoch, after.seq, count, new_epoch()
         )
         return LogPage(entries, epoch.decode(), int(last_seq), status.decode(), ended=bool(ended))
 

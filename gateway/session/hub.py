@@ -132,7 +132,7 @@ class Hub:
                 await self._subscribe(feed)
             page = None
             if after is not None:
-                page = await self._sessions.read(feed.key, after, PAGE, claimed=True)
+                page = await self._sessions.read(feed.key, after, PAGE)
             if after is not None and page is not None and page.status == "ok":
                 attachment.resumed = True
                 attachment.epoch, attachment.seq = after.epoch, after.seq
@@ -140,8 +140,6 @@ class Hub:
                 feed.saw(Cursor(page.epoch, page.last_seq))
             else:
                 if page is not None:
-                    if page.status == "ahead":
-                        feed.look()  # our own word may begin a new epoch, a client's may not
                     attachment.staged.append(_reset_frame(_CLAIM_REASONS[page.status], view))
                 if not await self._stage_snapshot(attachment):
                     raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")

@@ -75,14 +75,12 @@ class Sessions(Protocol):
         """Ends the session; its open run is cancelled."""
         ...
 
-    async def read(
-        self, key: SessionKey, after: Cursor, count: int, *, claimed: bool = False
-    ) -> LogPage:
+    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
         """The log after a cursor, at most `count` entries and some 256 KiB.
 
         A page may be shorter than `count` while more follows: the end is reached when its last
         entry is `last_seq`. Works for an ended session, too. A cursor ahead of the log proves that
-        Redis lost writes, and a new epoch begins; unless it is merely `claimed`, by a client.
+        Redis lost writes, and a new epoch begins.
         """
         ...
 

@@ -243,9 +243,7 @@ class LittleBus:
             await asyncio.sleep(0)
         return Closed(first, session.agent, 1000, 61_000)
 
-    async def read(
-        self, key: SessionKey, after: Cursor, count: int, *, claimed: bool = False
-    ) -> LogPage:
+    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
         await self._call("read")
         session = self.sessions.get(key)
         if session is None:
@@ -259,7 +257,7 @@ class LittleBus:
         if after.epoch != session.epoch:
             page = LogPage([], session.epoch, session.seq, "epoch")
         elif after.seq > session.seq:
-            session.epoch += "" if claimed else "+"
+            session.epoch += "+"
             page = LogPage([], session.epoch, session.seq, "ahead")
         elif start < 0:
             page = LogPage([], session.epoch, session.seq, "trimmed")

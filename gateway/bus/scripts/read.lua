@@ -1,12 +1,11 @@
 #!lua flags=allow-oom
 -- Reads the log after a cursor.
 --
--- ARGV: epoch, seq, count, fresh epoch ('' for a cursor that is a client's word alone)
+-- ARGV: epoch, seq, count, fresh epoch
 -- Returns: status, epoch, last seq, ended (1 when the session and its last run are over), entries
 -- Guarantees: entries are contiguous from the cursor, and bounded in bytes as well (at least one);
 --       more follow while the last one is below the last seq. A tail below the cursor means that
---       Redis lost writes that somebody has seen: a new epoch begins, followers get `!reset`. Not so
---       for a client's word, or it could void what its other connections know.
+--       Redis lost writes that somebody has seen: a new epoch begins, followers get `!reset`.
 
 local MAX_BYTES = 256 * 1024
 local CHUNK = 32
@@ -20,10 +19,7 @@ local ended = session.state == 'ended' and session.open == '' and 1 or 0
 if ARGV[1] ~= session.epoch then
   return { 'epoch', session.epoch, session.seq, ended, {} }
 end
-if after > tonumber(session.seq) then
-  if ARGV[4] ~= '' then
-    detect_loss(session, ARGV[1], ARGV[2], ARGV[4])
-  end
+if detect_loss(session, ARGV[1], ARGV[2], ARGV[4]) then
   return { 'ahead', session.epoch, session.seq, ended, {} }
 end
 if after < tonumber(session.trimmed) then
