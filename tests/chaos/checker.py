@@ -130,6 +130,9 @@ class _Whole:
 
     def check(self) -> None:
         self._check_end()
+        for reader in self._readers.values():
+            if reader.told_end and not self._shared.closes:
+                self._bad("ended for nothing", "nobody closed the session", reader.name)
         for frame_id, runs in self._shared.runs_of.items():
             for (one, at), (other, until) in pairwise(sorted(runs.items(), key=lambda r: r[1])):
                 if not self._lost_between(at, until):

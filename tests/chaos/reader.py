@@ -75,6 +75,7 @@ class Reader:
         cursor: how far it has read.
         told_loss: when it was told that something may be lost.
         told_trim: when it was told that its cursor was older than the log.
+        told_end: that the session is over.
         up_until: when its last connection ended.
     """
 
@@ -84,6 +85,7 @@ class Reader:
         self.cursor: Position | None = None
         self.told_loss: list[float] = []
         self.told_trim: list[float] = []
+        self.told_end = False
         self.opened: Json = {}
         self.up_until = 0.0
         self.snapshot_at: Position | None = None
@@ -334,7 +336,8 @@ class Reader:
     def _error(self, at: float, frame: Json) -> None:
         code = frame["code"]
         self._totals[f"error {code}"] += 1
-        if code == "session_ended" and self._shared.closes:
+        if code == "session_ended":
+            self.told_end = True
             return
         if code in _ERRORS_AFTER_LOSS and self._shared.lost_before(at):
             return
@@ -348,8 +351,8 @@ class Reader:
             self.told_loss.append(at)
             if not self._shared.lost_before(at):
                 self._bad("loss without a cause", "4404, but Redis had lost nothing")
-        elif code == 4410 and not self._shared.closes:
-            self._bad("close code", "4410, but nobody closed the session")
+        elif code == 4410:
+            self.told_end = True
         elif code not in _CODES:
             self._bad("close code", str(code))
 

@@ -442,11 +442,20 @@ def test_an_agent_that_fails_when_it_is_told_to() -> None:
 # --- the wire -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [1002, 1011, 4400, 4410])
+@pytest.mark.parametrize("code", [1002, 1011, 4400])
 def test_a_close_code_that_nothing_explains(code: int) -> None:
     assert rules_broken(whole().down(code)) == {"close code"}
 
 
-@pytest.mark.parametrize("code", ["internal", "bad_frame", "id_conflict", "session_ended"])
+@pytest.mark.parametrize("code", ["internal", "bad_frame", "id_conflict"])
 def test_an_error_that_nothing_explains(code: str) -> None:
     assert rules_broken(whole().saw("error", code=code, message="")) == {"error"}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_session_that_is_over_was_closed_by_somebody(closed: bool) -> None:
+    script = whole().saw("error", code="session_ended", message="").down(4410)
+    other = fresh().run()
+    if closed:
+        other.sent("close", id="c")
+    assert rules_broken(script, other) == (set() if closed else {"ended for nothing"})
