@@ -88,6 +88,7 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         telemetry = Telemetry(version=__version__)
+        telemetry.follow("redis", bus.scripts.breaker)
         self._wheel = Wheel(time.monotonic, report)
         self._hub = Hub(
             sessions=bus.sessions,

@@ -69,7 +69,7 @@ def routes(
         return JSONResponse(_as_json(view), 201, {"Location": location})
 
     async def list_agents(request: Request) -> Response:
-        authenticate(request.headers, None)
+        who = authenticate(request.headers, None)
         agents = [
             {
                 "agent_id": agent.info.name,
@@ -78,6 +78,7 @@ def routes(
                 "slots": agent.slots,
                 "busy": agent.busy,
                 "queue_depth": agent.queued,
+                "breaker": service.agent_state(who, agent.info.name).name.lower(),
             }
             for agent in await directory.agents()
         ]

@@ -103,6 +103,7 @@ class Feed:
         now_ms: Callable[[], int],
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
+        on_run_end: Callable[[str, str, str, str], None],
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -130,6 +131,7 @@ class Feed:
         self._now_ms = now_ms
         self._on_stale = on_stale
         self._on_busy = on_busy
+        self._on_run_end = on_run_end
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
 
@@ -239,6 +241,7 @@ class Feed:
             self.expect(entry.run_id)
         elif entry.kind in TERMINAL_KINDS:
             self.runs.discard(entry.run_id)
+            self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
             if self.over:
                 self.look()
             if self.home:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.entry import read_entry
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
@@ -48,6 +49,7 @@ class Hub:
     Attributes:
         gaps: jumps in the order of pushes.
         repaired: events that came from the log because their push did not.
+        breakers: which agents are left alone, as the runs in these sessions ended.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Hub:
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
         self._past_gaps = 0
         self.repaired = 0
+        self.breakers = AgentBreakers(clock, probe.breaker_moved)
         self._homes = Homes(
             sessions, node, clock, wheel, self._enqueue, grace_s=self._times.resume_grace_s
         )
@@ -101,6 +104,7 @@ class Hub:
                 now_ms=self._now_ms,
                 on_stale=self._enqueue,
                 on_busy=self._check_soon,
+                on_run_end=self.breakers.ended,
             )
             self._arm_check(feed, self._interval(feed) * (0.5 + random.random() / 2))
             # Usually a socket follows at once. Where none does, a home follows its session alone.

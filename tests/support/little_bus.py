@@ -94,6 +94,7 @@ class LittleBus:
         out: int = 0,
         into: int = 0,
         role: str = "-",
+        code: str = "-",
         ts_ms: int = 1000,
     ) -> int:
         """One event into the log, and its push onto the channel. Answers its seq."""
@@ -103,7 +104,7 @@ class LittleBus:
         frame = (
             b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
         ) + msgspec.json.encode(event)
-        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0"
+        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0 {code}"
         raw = header.encode() + b"\n" + frame + b"}"
         session.log.append(raw)
         if kind == "S":
@@ -309,12 +310,16 @@ class CountingProbe:
         self.facts: Counter[str] = Counter()
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.breakers: dict[str, tuple[int, int]] = {}
 
     def connection_opened(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] += 1
 
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        self.breakers[service] = (state, failures)
 
     def session(self, tenant: str, agent: str) -> "CountingProbe":
         return self
