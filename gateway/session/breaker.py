@@ -5,8 +5,7 @@
        └──────────success───────────┴──────────failure───────────┘
 
 Own code, since the libraries of this kind wrap a call and judge it when it returns. A run is judged
-minutes after it was accepted, by an event that passes elsewhere; and a half-open breaker that lets
-everybody in is none.
+minutes after it was accepted, by an event that passes elsewhere.
 """
 
 import random
