@@ -89,6 +89,7 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._telemetry = telemetry = Telemetry(version=__version__)
+        telemetry.follow("redis", bus.scripts.breaker)
         self._wheel = Wheel(time.monotonic, report)
         self._hub = Hub(
             sessions=bus.sessions,

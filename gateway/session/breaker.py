@@ -5,8 +5,7 @@
        └──────────success───────────┴──────────failure───────────┘
 
 Own code, since the libraries of this kind wrap a call and judge it when it returns. A run is judged
-minutes after it was accepted, by an event that passes elsewhere; and a half-open breaker that lets
-everybody in is none.
+minutes after it was accepted, by an event that passes elsewhere.
 """
 
 import random
@@ -34,12 +33,14 @@ class Breaker:
 
     __slots__ = (
         "_clock",
+        "_failing_since",
         "_jitter",
         "_listeners",
         "_most_s",
         "_openings",
         "_pause_s",
         "_probe_s",
+        "_span_s",
         "_threshold",
         "_until",
         "failures",
@@ -51,6 +52,7 @@ class Breaker:
         clock: Clock,
         *,
         threshold: int = 5,
+        span_s: float = 0.0,
         pause_s: float = 5.0,
         most_s: float = 60.0,
         probe_s: float = 60.0,
@@ -60,7 +62,8 @@ class Breaker:
 
         Args:
             clock: tells the time.
-            threshold: so many failures in a row open it.
+            threshold: so many failures in a row open it,
+            span_s: when the first of them is so long ago: one cause may fail many at once.
             pause_s: how long it is open the first time; twice as long after each failed probe,
             most_s: and no longer than this; up to a quarter is added, so that nodes differ.
             probe_s: a probe that is not heard of for so long is given up, and another let in.
@@ -70,11 +73,13 @@ class Breaker:
         self.failures = 0
         self._clock = clock
         self._threshold = threshold
+        self._span_s = span_s
         self._pause_s = pause_s
         self._most_s = most_s
         self._probe_s = probe_s
         self._jitter = jitter
         self._openings = 0
+        self._failing_since = 0.0
         self._until = 0.0
         self._listeners: list[Callable[[Breaker], None]] = []
 
@@ -87,7 +92,8 @@ class Breaker:
         if self.state is not BreakerState.CLOSED:
             left_s = self._until - self._clock()
             if left_s > 0:
-                return left_s
+                probing = self.state is BreakerState.HALF_OPEN
+                return min(left_s, self._pause_s) if probing else left_s
             self.probe()
         return 0.0
 
@@ -105,14 +111,17 @@ class Breaker:
 
     def fail(self) -> None:
         """It failed."""
-        state = self.state
-        if state is not BreakerState.OPEN and self.failures + 1 >= self._threshold:
+        state, now, failures = self.state, self._clock(), self.failures + 1
+        if failures == 1:
+            self._failing_since = now
+        enough = failures >= self._threshold and now - self._failing_since >= self._span_s
+        if enough and state is not BreakerState.OPEN:
             # One that is open already hears from callers who went in before: no news.
             pause_s = min(self._most_s, self._pause_s * 2 ** min(self._openings, 16))
             self._openings += 1
-            self._until = self._clock() + pause_s * (1 + self._jitter() / 4)
+            self._until = now + pause_s * (1 + self._jitter() / 4)
             state = BreakerState.OPEN
-        self._move(state, self.failures + 1)
+        self._move(state, failures)
 
     def release(self) -> None:
         """The caller did not get to ask, or the answer says nothing: another may try at once."""

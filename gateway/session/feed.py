@@ -106,6 +106,7 @@ class Feed:
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
         on_gap: Callable[[], None],
+        on_run_end: Callable[[str, str, str, str], None],
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -134,6 +135,7 @@ class Feed:
         self._on_stale = on_stale
         self._on_busy = on_busy
         self._on_gap = on_gap
+        self._on_run_end = on_run_end
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
 
@@ -246,6 +248,7 @@ class Feed:
             for attachment in self.attachments:
                 if attachment.on_run_end is not None:
                     attachment.on_run_end()
+            self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
             if self.over:
                 self.look()
             if self.home:

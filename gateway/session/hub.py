@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.checks import Checks
 from gateway.session.entry import read_entry
 from gateway.session.errors import Refused, Unavailable
@@ -49,7 +50,11 @@ class HubTimes:
 
 
 class Hub:
-    """The sessions that this node follows."""
+    """The sessions that this node follows.
+
+    Attributes:
+        breakers: which agents are left alone, as the runs in these sessions ended.
+    """
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class Hub:
         self._times = times or HubTimes()
         self._feeds: dict[SessionKey, Feed] = {}
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
+        self.breakers = AgentBreakers(clock, probe.breaker_moved)
         self._homes = Homes(
             sessions, node, clock, wheel, self._enqueue, grace_s=self._times.resume_grace_s
         )
@@ -104,6 +110,7 @@ class Hub:
                 on_stale=self._enqueue,
                 on_busy=self._checks.soon,
                 on_gap=self._probe.pubsub_gap,
+                on_run_end=self.breakers.ended,
             )
             self._checks.begin(feed)
             # Usually a socket follows at once. Where none does, a home follows its session alone.

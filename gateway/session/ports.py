@@ -264,6 +264,10 @@ class Probe(Protocol):
         """So many events came from the log, since their push had not come."""
         ...
 
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
+        ...
+
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; cheap enough to keep one per session."""
         ...

@@ -101,6 +101,21 @@ PUBSUB_REPAIRED_EVENTS_TOTAL = Counter(
     "Events that this node read from a session's log, since their push had not come: lost, late, "
     "or made while the node was not subscribed.",
 )
+CIRCUIT_BREAKER_STATE = Gauge(
+    "circuit_breaker_state",
+    "0 closed, 1 half-open, 2 open. An agent has a breaker for each tenant: this is the worst.",
+    ("service",),
+)
+SERVICE_CONSECUTIVE_FAILURES = Gauge(
+    "service_consecutive_failures",
+    "Calls of a service, or runs of an agent (of one tenant, the most), that failed in a row.",
+    ("service",),
+)
+SERVICE_FAILURE_STREAKS_TOTAL = Counter(
+    "service_failure_streaks_total",
+    "Streaks of more than three failures in a row; shows one that began and ended unseen.",
+    ("service",),
+)
 METRIC_LABEL_OVERFLOW_TOTAL = Counter(
     "metric_label_overflow_total",
     "Connections and sessions counted under the label value other, as the bound of distinct "
@@ -120,6 +135,9 @@ CATALOGUE: tuple[Metric, ...] = (
     DRAINING,
     PUBSUB_GAPS_TOTAL,
     PUBSUB_REPAIRED_EVENTS_TOTAL,
+    CIRCUIT_BREAKER_STATE,
+    SERVICE_CONSECUTIVE_FAILURES,
+    SERVICE_FAILURE_STREAKS_TOTAL,
     METRIC_LABEL_OVERFLOW_TOTAL,
     BUILD_INFO,
 )

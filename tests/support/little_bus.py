@@ -109,6 +109,7 @@ class LittleBus:
         out: int = 0,
         into: int = 0,
         role: str = "-",
+        code: str = "-",
         ts_ms: int = 1000,
     ) -> int:
         """One event into the log, and its push onto the channel. Answers its seq."""
@@ -118,7 +119,7 @@ class LittleBus:
         frame = (
             b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
         ) + msgspec.json.encode(event)
-        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0"
+        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0 {code}"
         raw = header.encode() + b"\n" + frame + b"}"
         session.log.append(raw)
         if kind == "S":
@@ -328,6 +329,7 @@ class CountingProbe:
         self.facts: Counter[str] = Counter()
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.breakers: dict[str, tuple[int, int]] = {}
 
     def connection_opened(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] += 1
@@ -340,6 +342,9 @@ class CountingProbe:
 
     def pubsub_repaired(self, events: int) -> None:
         self.facts["repaired"] += events
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        self.breakers[service] = (state, failures)
 
     def session(self, tenant: str, agent: str) -> "CountingProbe":
         return self

@@ -99,14 +99,19 @@ local function detect_loss(session, seen_epoch, seen_seq, fresh_epoch)
   return true
 end
 
--- Appends one event; `o` has out, into, role, task, claimed where they apply. Answers the entry
+-- What an agent chose, as one word of a header.
+local function header_word(text)
+  return text and string.match(text, '^[%w_.:-]+$') or '-'
+end
+
+-- Appends one event; `o` has out, into, role, task, claimed, code where they apply. Answers the entry
 -- (header LF frame), which the caller publishes.
 local function emit(epoch, run_id, kind, event, o)
   o = o or {}
   local seq = int(redis.call('HINCRBY', K.session, 'seq', 1))
   local entry = table.concat({
     seq, epoch, run_id, kind, int(now), o.out or '0', o.into or '0', o.role or '-', o.task or '-',
-    o.claimed and o.claimed ~= '' and o.claimed or '0',
+    o.claimed and o.claimed ~= '' and o.claimed or '0', o.code or '-',
   }, ' ') .. '\n{"type":"event","seq":' .. seq .. ',"ts":' .. int(now) .. ',"run_id":"' .. run_id
     .. '","event":' .. event .. '}'
   redis.call('XADD', K.log, seq .. '-0', 'e', entry)
@@ -266,7 +271,8 @@ local function write_end(session, run_id, run, limits, o)
     end
   end
   entries[#entries + 1] = emit(session.epoch, run_id, o.kind, o.event,
-    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms })
+    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms,
+      code = header_word(o.code) })
   publish(entries)
 
   -- What remains is what a repeated call asks for; the log and the transcript have the rest.

@@ -50,6 +50,15 @@ def test_a_success_in_between_begins_the_count_anew(breaker: Breaker) -> None:
     assert breaker.state is CLOSED
 
 
+def test_many_failures_of_one_moment_are_one_cause(time: Time) -> None:
+    breaker = Breaker(time, threshold=3, span_s=2.0)
+    fail(breaker, 10)
+    assert breaker.state is CLOSED
+    time.now += 2
+    breaker.fail()
+    assert breaker.state is OPEN
+
+
 def test_it_says_when_to_come_back(breaker: Breaker, time: Time) -> None:
     fail(breaker)
     time.now += 3
@@ -58,13 +67,24 @@ def test_it_says_when_to_come_back(breaker: Breaker, time: Time) -> None:
     assert breaker.admit() == 0
 
 
+def test_while_a_probe_is_out_nobody_is_told_to_wait_for_the_longest_it_may_take(
+    time: Time,
+) -> None:
+    breaker = create(time)
+    fail(breaker)
+    breaker.probe()
+    assert breaker.admit() == 5
+    time.now += 28
+    assert breaker.admit() == 2
+
+
 def test_one_probe_goes_in_and_the_others_wait(breaker: Breaker, time: Time) -> None:
     fail(breaker)
     time.now += 5
     assert breaker.state is OPEN, "nobody has asked yet"
     assert breaker.admit() == 0
     assert breaker.state is HALF_OPEN
-    assert breaker.admit() == 30
+    assert breaker.admit() == 5
 
 
 def test_a_probe_that_succeeds_closes_it(breaker: Breaker, time: Time) -> None:
@@ -106,7 +126,7 @@ def test_a_probe_without_a_verdict_is_given_up(breaker: Breaker, time: Time) -> 
     breaker.admit()
     time.now += 30
     assert breaker.admit() == 0, "another one"
-    assert breaker.admit() == 30
+    assert breaker.admit() == 5
 
 
 def test_a_probe_that_did_not_get_to_ask_leaves_its_place(breaker: Breaker, time: Time) -> None:
@@ -115,7 +135,7 @@ def test_a_probe_that_did_not_get_to_ask_leaves_its_place(breaker: Breaker, time
     breaker.admit()
     breaker.release()
     assert breaker.admit() == 0
-    assert breaker.admit() == 30
+    assert breaker.admit() == 5
 
 
 def test_a_release_does_not_open_the_way_before_its_time(breaker: Breaker) -> None:
@@ -142,7 +162,7 @@ def test_who_must_ask_is_the_probe(breaker: Breaker) -> None:
     assert breaker.state is CLOSED, "nothing to probe"
     fail(breaker)
     breaker.probe()
-    assert (breaker.state, breaker.admit()) == (HALF_OPEN, 30)
+    assert (breaker.state, breaker.admit()) == (HALF_OPEN, 5)
     breaker.fail()
     assert breaker.state is OPEN
 
