@@ -1,6 +1,7 @@
 """`RunQueue` on Redis: from accepted runs to workers, and a run's life in their hands."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from gateway.bus import keys
 from gateway.bus.connection import Client
 from gateway.bus.scripts import Argument, call
 from gateway.bus.sessions import encode_limits
+from gateway.session.ids import uuid7
 from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
 
 _SLACK_S = 60.0
@@ -46,7 +48,9 @@ class RedisRuns:
         answer = await call(self._client, "take", keys.waiting(agent), count)
         return [keys.parse_reference(item.decode()) for item in answer]
 
-    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
+    async def claim(
+        self, ref: RunRef, worker_id: str, *, restartable: bool = False
+    ) -> Claim | None:
         """Makes the run ours, or None when it is over, cancelled or another's."""
         answer = await self._call(
             "claim",
@@ -55,6 +59,7 @@ class RedisRuns:
             self._lease_ms,
             int(self._limits.run_timeout_s * 1000),
             self._encoded_limits,
+            int(restartable),
         )
         if not answer:
             return None
@@ -136,5 +141,6 @@ def finish_arguments(ending: Ending, limits: bytes) -> list[Argument]:
         ending.state or b"",
         ending.code,
         limits,
+        uuid7(time.time_ns() // 1_000_000),
         *ending.messages,
     ]
