@@ -116,10 +116,10 @@ class Stack:
             finally:
                 stack.stop()
 
-    def add_worker(self, agent: str = DEMO) -> Process:
+    def add_worker(self, agent: str = DEMO, *options: str) -> Process:
         """Starts a worker; `wait_until_ready` waits for it."""
         name = f"worker-{len(self.workers)}"
-        process = Process(name, self._log(name), "worker", agent, **self._environment)
+        process = Process(name, self._log(name), "worker", agent, *options, **self._environment)
         self.workers.append(process)
         return process
 
