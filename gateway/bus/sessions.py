@@ -28,6 +28,7 @@ def encode_limits(limits: Limits) -> bytes:
     return msgspec.json.encode(
         {
             "pending_runs": limits.pending_runs,
+            "max_attempts": limits.max_attempts,
             "log_bytes": limits.log_bytes,
             "transcript_messages": limits.transcript_messages,
             "transcript_bytes": limits.transcript_bytes,

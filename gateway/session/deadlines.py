@@ -113,7 +113,7 @@ class Sweep:
     async def _end(self, ref: RunRef, advanced: Advanced) -> RunRef | None:
         try:
             said = await self._said(ref, advanced)
-            ending = forced_ending(advanced.end, said)
+            ending = forced_ending(advanced.end, said, advanced.attempt)
             return await self._deadlines.end_by_force(
                 ref, advanced.attempt, advanced.ordinal, advanced.end, ending
             )
@@ -134,10 +134,12 @@ class Sweep:
         return said
 
 
-def forced_ending(code: str, said: Transcript) -> Ending:
+def forced_ending(code: str, said: Transcript, attempt: int = 1) -> Ending:
     """The end of a run that nobody can finish: what it said so far is kept, marked incomplete."""
     said.mark_incomplete()
     message = _MESSAGES.get(code, "the run was ended by force")
+    if code == "worker_lost" and attempt > 1:
+        message += f" (attempt {attempt})"
     return Ending(
         kind="X",
         event=encode_event(RunError(message, code)),

@@ -134,8 +134,13 @@ class RunQueue(Protocol):
         """At most `count` waiting runs, fairly over the tenants; each must be claimed at once."""
         ...
 
-    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
-        """Makes the run ours, or None when it is over, cancelled or another's."""
+    async def claim(
+        self, ref: RunRef, worker_id: str, *, restartable: bool = False
+    ) -> Claim | None:
+        """Makes the run ours, or None when it is over, cancelled or another's.
+
+        If we are lost after its first event, and it is `restartable`, its end makes a new run.
+        """
         ...
 
     async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:

@@ -121,7 +121,7 @@ class Stack:
             stack = cls(url, folder, environment)
             try:
                 for _ in range(workers):
-                    stack.add_worker(agent, slots=slots)
+                    stack.add_worker(agent, "--slots", str(slots))
                 for _ in range(nodes):
                     stack.add_node()
                 stack.wait_until_ready()
@@ -129,10 +129,10 @@ class Stack:
             finally:
                 stack.stop()
 
-    def add_worker(self, agent: str = DEMO, *, slots: int = 8) -> Process:
+    def add_worker(self, agent: str = DEMO, *options: str) -> Process:
         """Starts a worker; `wait_until_ready` waits for it."""
         name = f"worker-{len(self.workers)}"
-        self.workers.append(self._process(name, "worker", agent, "--slots", str(slots)))
+        self.workers.append(self._process(name, "worker", agent, *options))
         return self.workers[-1]
 
     def add_node(self) -> Process:

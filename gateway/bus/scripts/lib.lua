@@ -201,14 +201,17 @@ local function run_input(run_id, run)
 end
 
 -- RUN_STARTED, and the run's new messages into the transcript: once, at the first claim or, for a
--- run that no worker ever got, at its end.
+-- run that no worker ever got, at its end. What a restarted run answers is in the transcript already.
 local function begin_run(session, run_id, run, limits)
-  if run.messages ~= '' then
+  local parent = ''
+  if run.restarts ~= '' then
+    parent = '","parentRunId":"' .. run.restarts
+  elseif run.messages ~= '' then
     add_messages(cjson.decode(run.message_list), limits.transcript_messages,
       limits.transcript_bytes)
   end
   local entry = emit(session.epoch, run_id, 'S', '{"type":"RUN_STARTED","threadId":"'
-    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. '","input":'
+    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. parent .. '","input":'
     .. run_input(run_id, run) .. '}', { task = run.task })
   redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
     redis.call('HGET', K.session, 'seq'))
@@ -249,7 +252,8 @@ end
 
 local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
   'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
-  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches' }
+  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
+  'restarts', 'said' }
 
 local function get_run(run_id)
   return get(run_key(run_id), unpack(RUN_FIELDS))
@@ -314,8 +318,34 @@ local function next_run(session, limits)
   end
 end
 
+-- A new run ahead of the pending ones that answers what a lost one did not. It goes on counting its
+-- attempts, so that what kills every worker is given up.
+local function restart_run(session, run_id, run, limits, o)
+  create_run(o.restart_as, session, { frame_id = '', messages = run.messages,
+    message_list = run.message_list, fields = run.fields, resume = run.resume, task = run.task,
+    traceparent = run.traceparent })
+  redis.call('HSET', run_key(o.restart_as), 'attempt', run.attempt, 'restarts', run_id, 'said',
+    (tonumber(run.said) or 0) + #o.messages)
+  return queue_run(o.restart_as, limits)
+end
+
+-- What an agent is told: the transcript, the run's new messages last. What lost runs said to them
+-- stands behind them in the transcript, and is left out.
+local function conversation(run)
+  if run.restarts == '' then
+    return redis.call('LRANGE', K.transcript, 0, -1)
+  end
+  local own = cjson.decode(run.message_list)
+  local messages = redis.call('LRANGE', K.transcript, 0, -1 - tonumber(run.said) - #own)
+  for _, message in ipairs(own) do
+    messages[#messages + 1] = message
+  end
+  return messages
+end
+
 -- Ends the open run and moves the session on: to its question, or to its next run, which is answered
--- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools.
+-- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools, restart_as (the
+-- id of a run that takes this one's place).
 local function end_run(session, run_id, run, limits, o)
   write_end(session, run_id, run, limits, o)
   redis.call('HSET', K.session, 'open', '')
@@ -323,6 +353,9 @@ local function end_run(session, run_id, run, limits, o)
     next_run(session, limits)
     retire_session()
     return ''
+  end
+  if o.restart_as then
+    return restart_run(session, run_id, run, limits, o)
   end
   local interrupts = o.interrupts or ''
   local pending_tools = o.pending_tools or ''
