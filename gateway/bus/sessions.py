@@ -6,8 +6,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
-from gateway.bus.scripts import Argument, call
+from gateway.bus.scripts import Argument, Scripts
 from gateway.session.model import (
     Accepted,
     Closed,
@@ -21,7 +20,7 @@ from gateway.session.model import (
     SessionView,
     SnapshotSource,
 )
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 
 def encode_limits(limits: Limits) -> bytes:
@@ -29,6 +28,7 @@ def encode_limits(limits: Limits) -> bytes:
     return msgspec.json.encode(
         {
             "pending_runs": limits.pending_runs,
+            "max_attempts": limits.max_attempts,
             "log_bytes": limits.log_bytes,
             "transcript_messages": limits.transcript_messages,
             "transcript_bytes": limits.transcript_bytes,
@@ -37,6 +37,7 @@ def encode_limits(limits: Limits) -> bytes:
             "queue_wait_ms": int(limits.queue_wait_s * 1000),
             "interrupt_ttl_ms": int(limits.interrupt_ttl_s * 1000),
             "cancel_grace_ms": int(limits.cancel_grace_s * 1000),
+            "resume_grace_ms": int(limits.resume_grace_s * 1000),
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
             "journal_entries": limits.journal_entries,
@@ -52,13 +53,20 @@ def new_epoch() -> str:
 class RedisSessions:
     """See `gateway.session.ports.Sessions`."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits, *, ack_replicas: int = 0) -> None:
+        """`ack_replicas` replicas confirm what `accept`, `cancel` and `close` answer."""
+        self._scripts = scripts
         self._limits = encode_limits(limits)
+        self._ack_replicas = ack_replicas
 
     async def _call(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
-        return await call(self._client, name, keys.session(key), *arguments)
+        return await self._scripts.call(name, keys.session(key), *arguments)
+
+    async def _command(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
+        """A call whose answer a client is told."""
+        return await self._scripts.call(
+            name, keys.session(key), *arguments, replicas=self._ack_replicas
+        )
 
     async def open(
         self,
@@ -69,6 +77,8 @@ class RedisSessions:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
         answer = await self._call(
@@ -81,6 +91,8 @@ class RedisSessions:
             dead_home,
             new_epoch(),
             self._limits,
+            on_detach,
+            int(attending),
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (
@@ -88,7 +100,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[11::2], answer[12::2], strict=True)
+            for run_id, status in zip(answer[12::2], answer[13::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -103,6 +115,7 @@ class RedisSessions:
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
+            on_detach="cancel" if answer[11] == b"cancel" else "continue",
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -111,7 +124,7 @@ class RedisSessions:
         seen = (*((new.seen.epoch, new.seen.seq) if new.seen else ("", 0)), new_epoch())
         match new:
             case NewMessage():
-                answer = await self._call(
+                answer = await self._command(
                     "accept",
                     new.key,
                     *common,
@@ -123,7 +136,7 @@ class RedisSessions:
                     self._limits,
                 )
             case NewAnswer():
-                answer = await self._call(
+                answer = await self._command(
                     "answer",
                     new.key,
                     *common,
@@ -134,7 +147,7 @@ class RedisSessions:
                     *new.interrupt_ids,
                 )
             case NewToolResult():
-                answer = await self._call(
+                answer = await self._command(
                     "tool_result",
                     new.key,
                     *common,
@@ -150,12 +163,12 @@ class RedisSessions:
         self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
     ) -> Accepted:
         """Cancels the run (the open one by default), or abandons what awaits input."""
-        answer = await self._call("cancel", key, user, run_id or "", frame_id, self._limits)
+        answer = await self._command("cancel", key, user, run_id or "", frame_id, self._limits)
         return _accepted(key, answer)
 
     async def close(self, key: SessionKey, user: str) -> Closed:
         """Ends the session; its open run is cancelled."""
-        answer = await self._call("close", key, user, uuid4().hex, self._limits)
+        answer = await self._command("close", key, user, uuid4().hex, self._limits)
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 

@@ -17,7 +17,7 @@ from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, SessionProbe
 from gateway.session.wheel import Timer
 from protocol.codes import CloseCode
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
 
 AHEAD_BYTES = 256 * 1024
 """Pushes that wait while a gap before them is read from the log."""
@@ -30,9 +30,10 @@ class Attachment:
         epoch, seq: the last event that was queued for it.
         resumed: False when it began with a snapshot.
         staged: what it begins with, in order: frames, and entries of the log.
+        on_run_end: called after a run's last event was queued, while somebody waits for that.
     """
 
-    __slots__ = ("epoch", "feed", "outbox", "resumed", "seq", "staged")
+    __slots__ = ("epoch", "feed", "on_run_end", "outbox", "resumed", "seq", "staged")
 
     def __init__(self, feed: "Feed", outbox: Outbox) -> None:
         self.feed = feed
@@ -41,6 +42,7 @@ class Attachment:
         self.seq = 0
         self.resumed = False
         self.staged: list[bytes | Entry] = []
+        self.on_run_end: Callable[[], None] | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -103,6 +105,8 @@ class Feed:
         now_ms: Callable[[], int],
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
+        on_gap: Callable[[], None],
+        on_run_end: Callable[[str, str, str, str], None],
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -114,6 +118,7 @@ class Feed:
         self.runs = {run.run_id for run in view.runs}
         self.home = False
         self.home_node = view.home
+        self.on_detach: OnDetach = view.on_detach
         self.home_asked_at = self.active_at = clock()
         self.left_at: float | None = None
         self.stale = False
@@ -125,11 +130,12 @@ class Feed:
         self.queued = False
         self.subscription: AbstractAsyncContextManager[None] | None = None
         self.check: Timer | None = None
-        self.gaps = 0
         self._clock = clock
         self._now_ms = now_ms
         self._on_stale = on_stale
         self._on_busy = on_busy
+        self._on_gap = on_gap
+        self._on_run_end = on_run_end
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
 
@@ -144,9 +150,9 @@ class Feed:
         return self.home or bool(self.attachments)
 
     @property
-    def gone_code(self) -> CloseCode:
-        """How sockets are closed once Redis knows no such session."""
-        return CloseCode.SESSION_ENDED if self.over else CloseCode.UNKNOWN_SESSION
+    def attends(self) -> bool:
+        """True while Redis must hear of its clients, or the session's runs are cancelled."""
+        return self.on_detach == "cancel" and bool(self.attachments)
 
     # --- events come in ---------------------------------------------------------------------------
 
@@ -200,7 +206,7 @@ class Feed:
             self._drain_ahead()
         elif entry.seq > self.last_seq:
             if not self._ahead and not self.unread:
-                self.gaps += 1
+                self._on_gap()
             self._keep_ahead(entry)
             self.look()
 
@@ -239,6 +245,10 @@ class Feed:
             self.expect(entry.run_id)
         elif entry.kind in TERMINAL_KINDS:
             self.runs.discard(entry.run_id)
+            for attachment in self.attachments:
+                if attachment.on_run_end is not None:
+                    attachment.on_run_end()
+            self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
             if self.over:
                 self.look()
             if self.home:

@@ -104,12 +104,20 @@ class Homes:
             if view is not None:
                 self.adopt(feed, view)
 
-    async def ask(self, feed: Feed) -> SessionView | None:
-        """The session as it is now; takes its home when it has none. None when it is over."""
+    async def ask(self, feed: Feed, *, agent: str | None = None) -> SessionView | None:
+        """The session as it is now; takes its home when it has none. None when it is over, or not
+        there; with an `agent` given it is made in that case.
+        """
         dead_home = feed.home_node if self._dead(feed) else ""
         try:
             return await self._sessions.open(
-                feed.key, feed.user, node=self._node, dead_home=dead_home
+                feed.key,
+                feed.user,
+                node=self._node,
+                agent=agent,
+                dead_home=dead_home,
+                on_detach=feed.on_detach,
+                attending=bool(feed.attachments),
             )
         except Unavailable:
             raise

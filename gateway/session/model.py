@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from protocol.frames import Cursor, RunInfo, SessionState
+from protocol.frames import Cursor, OnDetach, RunInfo, SessionState
 
 Role = Literal["user", "assistant", "tool", "system"]
 
@@ -79,6 +79,7 @@ class SessionView:
         home: the node that counts it, or an empty string.
         created: True when this very call created it.
         homed: True when this very call made the caller its home.
+        on_detach: what happens to its runs when nobody follows it for the resume grace.
     """
 
     key: SessionKey
@@ -93,6 +94,7 @@ class SessionView:
     created_ms: int = 0
     created: bool = False
     homed: bool = False
+    on_detach: OnDetach = "continue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,3 +279,16 @@ async def test_an_ending_keeps_its_journal_entry(bus: Bus) -> None:
     said = b'{"id":"a1","role":"assistant","content":"answer"}'
     await bus.runs.finish(claim.ref, 1, 0, Ending("F", event("RUN_FINISHED"), [said]))
     assert (await talk.log())[-1].role == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("internal", "internal"), ("no such\ncustomer 1", "-"), ("", "-"), ("é", "-")],
+)
+async def test_the_header_says_why_a_run_failed(bus: Bus, code: str, told: str) -> None:
+    """The code is the agent's own: it must not break the header."""
+    talk = Talk(bus)
+    await talk.open()
+    await talk.finish(await talk.running(), kind="X", code=code)
+    await talk.finish(await talk.running())
+    assert [entry.code for entry in await talk.log()] == ["-", told, "-", "-"]

@@ -32,7 +32,7 @@ from gateway.session.model import (
     SnapshotSource,
 )
 from protocol.codes import ErrorCode
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 KEY = SessionKey("acme", "s1")
 PAGE_BYTES = 256 * 1024
@@ -51,6 +51,7 @@ class Session:
     run_from: int = 0
     home: str = ""
     ended: bool = False
+    on_detach: OnDetach = "continue"
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -65,6 +66,7 @@ class LittleBus:
         self.sessions: dict[SessionKey, Session] = {}
         self.followers: dict[SessionKey, list[tuple[Callable[[bytes], None], Callable[[], None]]]]
         self.followers = {}
+        self.made: Counter[SessionKey] = Counter()
         self.calls: Counter[str] = Counter()
         self.dispatched: list[RunRef] = []
         self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
@@ -81,7 +83,20 @@ class LittleBus:
     # --- what happens in the session --------------------------------------------------------------
 
     def make(self, key: SessionKey = KEY, *, home: str = "", user: str = "anonymous") -> Session:
-        session = self.sessions[key] = Session(user, "demo", home=home)
+        self.made[key] = 0
+        return self._make(key, user, "demo", home)
+
+    def _make(
+        self,
+        key: SessionKey,
+        user: str,
+        agent: str,
+        home: str = "",
+        on_detach: OnDetach = "continue",
+    ) -> Session:
+        self.made[key] += 1
+        session = Session(user, agent, epoch=f"e{self.made[key]}", home=home, on_detach=on_detach)
+        self.sessions[key] = session
         return session
 
     def append(
@@ -94,6 +109,7 @@ class LittleBus:
         out: int = 0,
         into: int = 0,
         role: str = "-",
+        code: str = "-",
         ts_ms: int = 1000,
     ) -> int:
         """One event into the log, and its push onto the channel. Answers its seq."""
@@ -103,7 +119,7 @@ class LittleBus:
         frame = (
             b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
         ) + msgspec.json.encode(event)
-        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0"
+        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0 {code}"
         raw = header.encode() + b"\n" + frame + b"}"
         session.log.append(raw)
         if kind == "S":
@@ -168,11 +184,14 @@ class LittleBus:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         await self._call("open")
+        self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent)
+            self._make(key, user, agent, on_detach=on_detach)
         session = self._find(key, user)
         homed = session.home in ("", dead_home)
         if homed:
@@ -189,6 +208,7 @@ class LittleBus:
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
+            on_detach=session.on_detach,
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -309,12 +329,22 @@ class CountingProbe:
         self.facts: Counter[str] = Counter()
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.breakers: dict[str, tuple[int, int]] = {}
 
     def connection_opened(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] += 1
 
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
+
+    def pubsub_gap(self) -> None:
+        self.facts["gaps"] += 1
+
+    def pubsub_repaired(self, events: int) -> None:
+        self.facts["repaired"] += events
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        self.breakers[service] = (state, failures)
 
     def session(self, tenant: str, agent: str) -> "CountingProbe":
         return self

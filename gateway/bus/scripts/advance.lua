@@ -12,7 +12,8 @@
 --
 -- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
 -- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
--- answers), expiry (the session is dormant too long).
+-- answers), detach (no client is there, and the session wants none of its runs to go on then),
+-- expiry (the session is dormant too long).
 
 local DISPATCH_CAP_MS = 10000
 
@@ -60,6 +61,18 @@ if kind == 'input' then
   abandon_input(session, 'expired')
   local next_id = next_run(session, limits)
   return next_id ~= '' and { 'dispatch', next_id, session.agent } or { 'nothing' }
+end
+
+if kind == 'detach' then
+  redis.call('ZREM', K.due, member)
+  if session.open == '' then
+    return { 'nothing' }
+  end
+  for _, pending in ipairs(redis.call('LRANGE', K.pending, 0, -1)) do
+    redis.call('HSET', run_key(pending), 'cancelled', 1)
+  end
+  cancel_open(session, limits)
+  return { 'nothing' }
 end
 
 local run = get_run(run_id)

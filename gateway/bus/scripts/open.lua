@@ -1,9 +1,10 @@
 #!lua
 -- Creates a session or finds it, and takes its home when it has none.
 --
--- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits
+-- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits,
+--       on_detach (continue, cancel), attending (1: the node has clients on it)
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
---          pending tools JSON, then (run id, status) pairs, the open run first
+--          pending tools JSON, on_detach, then (run id, status) pairs, the open run first
 -- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
 --          unknown one; one node is home.
 
@@ -17,7 +18,7 @@ if redis.call('EXISTS', K.session) == 0 then
   end
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
     'idle', 'open', '', 'home', node, 'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0,
-    'transcript_bytes', 0, 'trimmed', 0, 'trimmed_bytes', 0)
+    'transcript_bytes', 0, 'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8])
   created, homed = 1, 1
 end
 
@@ -37,9 +38,13 @@ if created == 0 and (session.home == '' or session.home == dead_home) and node ~
   homed = 1
 end
 set_due('expiry', '', now + limits.session_ttl_ms)
+if ARGV[9] == '1' then
+  set_detach_due(limits, 'XX')
+end
 
 local out = { created, homed, session.user, session.agent, session.state, session.epoch,
-  session.seq, session.created_ms, session.home, session.interrupts, session.pending_tools }
+  session.seq, session.created_ms, session.home, session.interrupts, session.pending_tools,
+  session.on_detach }
 local runs = redis.call('LRANGE', K.pending, 0, -1)
 if session.open ~= '' then
   table.insert(runs, 1, session.open)
