@@ -13,8 +13,6 @@ from gateway.session.errors import Unavailable
 from gateway.session.model import Advanced, AgentInfo, Due, Ending, Limits, RunRef
 from protocol.frames import Cursor
 
-_NODE_TTL_MS = 10_000
-
 
 class RedisDeadlines:
     """See `gateway.session.ports.Deadlines`."""
@@ -25,8 +23,10 @@ class RedisDeadlines:
         self._directory = directory
         self._max_attempts = limits.max_attempts
         self._limits = encode_limits(limits)
+        self._node_lease_ms = int(limits.node_lease_s * 1000)
         # A dead node must be known as such for as long as a session may name it as its home.
         self._forget_ms = int(limits.session_ttl_s * 2000) + 3_600_000
+        self._node = ""
         self._alive: list[str] = []
         self._offset_ms: float | None = None
 
@@ -61,6 +61,7 @@ class RedisDeadlines:
             due.ref.run_id,
             self._max_attempts,
             self._limits,
+            self._node,
             *self._alive,
         )
         match action:
@@ -80,6 +81,9 @@ class RedisDeadlines:
                     first_seq=int(first_seq),
                     cursor=Cursor(epoch.decode(), int(seq)),
                 )
+            case b"adopt":
+                user, home = (item.decode() for item in rest)
+                return Advanced(adopt=True, user=user, dead_home=home)
             case b"expired":
                 agent, created_ms, now_ms = (item.decode() for item in rest)
                 return Advanced(
@@ -112,8 +116,9 @@ class RedisDeadlines:
     async def beat(self, node: str) -> dict[str, bool]:
         """Says that this node lives. Answers the nodes known, and whether each is alive."""
         now_ms, *answer = await call(
-            self._client, "beat", keys.NODES, node, _NODE_TTL_MS, self._forget_ms
+            self._client, "beat", keys.NODES, node, self._node_lease_ms, self._forget_ms
         )
+        self._node = node
         self._offset_ms = int(now_ms) - time.monotonic() * 1000
         nodes = {
             name.decode(): bool(alive)

@@ -19,6 +19,7 @@ local K = {
   id_runs = 'd:' .. base,
   finished = 'f:' .. base,
   tool_results = 'x:' .. base,
+  expired = 'z:' .. base,
   events = 'e:' .. base,
   control = 'c:' .. base,
   due = 'due:' .. tag,
@@ -66,7 +67,7 @@ local function clear_due(kind, run_id)
 end
 
 -- Every deadline that a run may have.
-local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace' }
+local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace', 'home' }
 
 local function clear_run_dues(run_id)
   for _, kind in ipairs(RUN_DUES) do
@@ -209,6 +210,7 @@ local function queue_run(run_id, limits)
   redis.call('HSET', run_key(run_id), 'status', 'queued', 'queued_ms', int(now), 'dispatches', 0)
   set_due('dispatch', run_id, now + limits.dispatch_retry_ms)
   set_due('wait', run_id, now + limits.queue_wait_ms)
+  set_due('home', run_id, now + limits.node_lease_ms)
   return run_id
 end
 
@@ -276,7 +278,7 @@ end
 
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed')
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'home_seq')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
