@@ -139,7 +139,7 @@ class Node:
             wheel=self._wheel,
             clock=time.monotonic,
         )
-        self._readiness = health.Readiness({"redis": self._ping})
+        self._readiness = health.Readiness({"redis": self._check_redis})
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
@@ -187,8 +187,10 @@ class Node:
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
 
-    async def _ping(self) -> None:
+    async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
+        if not self._bus.notices.up:
+            raise Unavailable("the subscriber is not connected")
 
 
 async def serve_agent(
