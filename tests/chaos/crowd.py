@@ -114,7 +114,7 @@ class Session:
         follower = self._random.choice(self.followers)
         turn = self._random.choices(
             [self._burst, self._words, self._several, self._cancel, self._interrupt, self._ask],
-            [50, 10, 8, 8, 4, 8],
+            [50, 20, 8, 8, 4, 8],
         )[0]
         await turn(follower)
         await follower.until(lambda: follower.quiet or bool(follower.questions), PATIENCE_S)
@@ -123,18 +123,19 @@ class Session:
             await follower.until(lambda: follower.quiet, PATIENCE_S)
 
     async def _burst(self, follower: Follower) -> None:
-        await self.say(follower, "burst", self._random.randint(20, self._crowd.burst))
+        verb = self._random.choice(["burst", "flow"])
+        await self.say(follower, verb, self._random.randint(20, self._crowd.burst))
 
     async def _words(self, follower: Follower) -> None:
         verb = self._random.choice(["words", "words", "late", "fail"])
-        await self.say(follower, verb, self._random.randint(2, 200))
+        await self.say(follower, verb, self._random.randint(2, 600))
 
     async def _several(self, follower: Follower) -> None:
         for _ in range(self._random.randint(2, 4)):
             await self._burst(follower)
 
     async def _cancel(self, follower: Follower) -> None:
-        await self.say(follower, self._random.choice(["burst", "words", "late"]), 500)
+        await self.say(follower, self._random.choice(["flow", "words", "late"]), 500)
         await asyncio.sleep(self._random.random() / 2)
         await self._send(follower, Cancel(self._next_id()))
 
