@@ -100,7 +100,7 @@ class Node:
             now_ms=now_ms,
             wheel=self._wheel,
             report=report,
-            times=HubTimes(resume_grace_s=limits.resume_grace_s),
+            times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
         )
         self._beat = Beat(
             deadlines=bus.deadlines,
@@ -108,6 +108,8 @@ class Node:
             clock=time.monotonic,
             on_nodes=self._hub.heard,
             report=report,
+            lease_s=limits.node_lease_s,
+            interval_s=min(1.0, limits.node_lease_s / 10),
         )
         self._sweep = Sweep(
             deadlines=bus.deadlines,
@@ -115,9 +117,11 @@ class Node:
             queue=bus.runs,
             probe=telemetry,
             beat=self._beat,
+            adopt=self._hub.take_home,
             report=report,
             lease_s=limits.lease_s,
             grace_s=limits.resume_grace_s,
+            node_lease_s=limits.node_lease_s,
         )
         service = SessionService(
             sessions=bus.sessions,
@@ -135,7 +139,7 @@ class Node:
             wheel=self._wheel,
             clock=time.monotonic,
         )
-        self._readiness = health.Readiness({"redis": self._ping})
+        self._readiness = health.Readiness({"redis": self._check_redis})
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
@@ -170,6 +174,7 @@ class Node:
         """
         self._readiness.draining = True
         self._telemetry.draining()
+        self._hub.drain()
         self._edge.drain(min(SPREAD_S, window_s / 2))
 
     def evacuate(self) -> None:
@@ -182,8 +187,10 @@ class Node:
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
 
-    async def _ping(self) -> None:
+    async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
+        if not self._bus.notices.up:
+            raise Unavailable("the subscriber is not connected")
 
 
 async def serve_agent(

@@ -41,6 +41,7 @@ def encode_limits(limits: Limits) -> bytes:
             "resume_grace_ms": int(limits.resume_grace_s * 1000),
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
+            "node_lease_ms": int(limits.node_lease_s * 1000),
             "journal_entries": limits.journal_entries,
         }
     )
@@ -101,7 +102,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[12::2], answer[13::2], strict=True)
+            for run_id, status in zip(answer[13::2], answer[14::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -113,6 +114,7 @@ class RedisSessions:
             interrupts=msgspec.json.decode(answer[9] or b"[]", type=list[dict[str, Any]]),
             pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
             home=home,
+            home_seq=int(answer[12]),
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
@@ -204,9 +206,9 @@ class RedisSessions:
             open_run=open_run.decode(),
         )
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
-        """Gives up the home, to another node or to nobody."""
-        return bool((await self._call("leave", key, node, to))[0])
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
+        """Gives up the home."""
+        return bool((await self._call("leave", key, node, counted_seq))[0])
 
 
 def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:

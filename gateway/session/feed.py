@@ -19,6 +19,19 @@ from gateway.session.wheel import Timer
 from protocol.codes import CloseCode
 from protocol.frames import Cursor, OnDetach
 
+
+class Lease:
+    """Until when this node counts as alive for the others, by the clock.
+
+    After that, until it has asked, it cannot know whether its homes are its own.
+    """
+
+    __slots__ = ("until",)
+
+    def __init__(self) -> None:
+        self.until = float("inf")
+
+
 AHEAD_BYTES = 256 * 1024
 """Pushes that wait while a gap before them is read from the log."""
 
@@ -87,6 +100,9 @@ class Feed:
         runs: runs that are not over, as far as this node knows.
         home: True while this node counts the session.
         home_node: who does, when last heard.
+        home_seq: as home, this node counts what comes after it.
+        uncounted: what passed after `first` and up to `last` (None: all) is this node's to count,
+            and was not: the hub reads it from the log.
         stale: the log may hold more than has passed; the hub is to look.
         unread: nobody has read the log since the subscription was made.
         doubtful: Redis may have lost what passed; pushes wait until the log was asked.
@@ -104,6 +120,7 @@ class Feed:
         *,
         clock: Clock,
         now_ms: Callable[[], int],
+        lease: Lease,
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
         on_gap: Callable[[], None],
@@ -120,6 +137,8 @@ class Feed:
         self.home = False
         self.home_node = view.home
         self.on_detach: OnDetach = view.on_detach
+        self.home_seq = view.home_seq
+        self.uncounted: tuple[int, int | None] | None = None
         self.home_asked_at = self.active_at = clock()
         self.left_at: float | None = None
         self.stale = False
@@ -134,6 +153,8 @@ class Feed:
         self.check: Timer | None = None
         self._clock = clock
         self._now_ms = now_ms
+        self._lease = lease
+        self._sure = True
         self._on_stale = on_stale
         self._on_busy = on_busy
         self._on_gap = on_gap
@@ -169,10 +190,13 @@ class Feed:
     def on_push(self, data: bytes) -> None:
         """A push of the session's channel."""
         self.active_at = self._clock()
+        self._sure = self.active_at < self._lease.until
         pushed = parse_push(data)
         if isinstance(pushed, list):
             for entry in pushed:
                 self._offer(entry)
+        elif pushed.name == "home":
+            self.ask_home()
         else:  # `reset`, `ended`: the log says the rest
             self.over = self.over or pushed.name == "ended"
             self.look()
@@ -200,6 +224,7 @@ class Feed:
         """
         self.doubtful = False
         before = self.last_seq
+        self._sure = self._clock() < self._lease.until
         for raw in raw_entries:
             entry = read_entry(raw)
             if entry.seq == self.last_seq + 1:
@@ -213,6 +238,8 @@ class Feed:
         self._last_ms = 0
         self.doubtful = False
         self.runs.clear()
+        self.home_seq = min(self.home_seq, cursor.seq)
+        self.uncounted = None
         self._ahead.clear()
         self._ahead_bytes = 0
         for attachment in self.attachments:
@@ -260,8 +287,9 @@ class Feed:
                 attachment.seq = seq
         if entry.kind != "E":
             self._turn(entry)
-        if self.home and (entry.output_tokens or entry.input_tokens):
-            self.probe.tokens(entry.output_tokens, entry.input_tokens)
+            self._pass_by_home(entry)
+        elif entry.output_tokens:
+            self._pass_by_home(entry)
 
     def _turn(self, entry: Entry) -> None:
         """A run begins or ends."""
@@ -275,8 +303,6 @@ class Feed:
             self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
             if self.over:
                 self.look()
-            if self.home:
-                self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
 
     def expect(self, run_id: str) -> None:
         """A run is on its way."""
@@ -299,15 +325,52 @@ class Feed:
 
     # --- the home ---------------------------------------------------------------------------------
 
-    def set_home(self, home: bool) -> None:
-        """This node counts the session from now on, or no more."""
-        if home == self.home:
-            return
-        self.home = home
-        if home:
+    @property
+    def counted_seq(self) -> int:
+        """As home, this node has counted so far."""
+        return self.last_seq if self.uncounted is None else self.uncounted[0]
+
+    def ask_home(self) -> None:
+        """Asks the hub who the home is."""
+        self.verify_home = True
+        self._on_stale(self)
+
+    def take_home(self, seq: int) -> None:
+        """This node counts the session, and of its events what comes after `seq`."""
+        if not self.home:
+            self.home = True
             self.probe.home_taken()
-        else:
+            self.uncounted = (seq, None) if seq < self.last_seq else None
+        self.home_seq = seq
+
+    def leave_home(self) -> None:
+        """This node counts it no more."""
+        if self.home:
+            self.home = False
             self.probe.home_left()
+
+    def lose_home(self, seq: int) -> None:
+        """Another node took the home, and counts what comes after `seq`; the rest is still ours."""
+        if self.home:
+            first = self.counted_seq
+            self.uncounted = (first, seq) if first < seq else None
+            self.leave_home()
+
+    def count(self, entry: Entry) -> None:
+        """As home."""
+        if entry.output_tokens or entry.input_tokens:
+            self.probe.tokens(entry.output_tokens, entry.input_tokens)
+        if entry.kind in TERMINAL_KINDS:
+            self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
+
+    def _pass_by_home(self, entry: Entry) -> None:
+        if not self.home or self.uncounted is not None or entry.seq <= self.home_seq:
+            return
+        if self._sure:
+            self.count(entry)
+        else:
+            self.uncounted = (entry.seq - 1, None)
+            self.verify_home = True  # the next beat comes after an interruption, and asks
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class HubTimes:
     check_idle_s: float = 30.0
     retry_s: float = 1.0
     resume_grace_s: float = 120.0
+    node_lease_s: float = 10.0
     leave_timeout_s: float = 5.0
 
 
@@ -81,7 +82,13 @@ class Hub:
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
         self.breakers = AgentBreakers(clock, probe.breaker_moved)
         self._homes = Homes(
-            sessions, node, clock, wheel, self._enqueue, grace_s=self._times.resume_grace_s
+            sessions,
+            node,
+            clock,
+            wheel,
+            self._enqueue,
+            grace_s=self._times.resume_grace_s,
+            patience_s=self._times.node_lease_s,
         )
         self._checks = Checks(
             wheel,
@@ -107,6 +114,7 @@ class Hub:
                 self._probe.session(view.key.tenant, view.agent),
                 clock=self._clock,
                 now_ms=self._now_ms,
+                lease=self._homes.lease,
                 on_stale=self._enqueue,
                 on_busy=self._checks.soon,
                 on_gap=self._probe.pubsub_gap,
@@ -201,11 +209,32 @@ class Hub:
         if feed is not None:
             feed.expect(run_id)
 
-    def heard(self, alive: dict[str, bool], interrupted: bool) -> None:
-        """Which nodes live. After an interruption others may have taken our homes: ask again."""
-        self._homes.heard(alive)
+    async def take_home(self, key: SessionKey, user: str, dead_home: str) -> None:
+        """Becomes the home of a session whose home is dead or does not know of it, sockets or not.
+
+        Raises:
+            Refused: it is over, or Redis does not answer.
+        """
+        feed = self._feeds.get(key)
+        if not (self._homes.stopping or (feed is not None and feed.home)):
+            self.adopt(await self._homes.take(key, user, dead_home))
+
+    def drain(self) -> None:
+        """The node is going to stop: gives up every home that has no sockets here."""
+        self._homes.stopping = True
         for feed in self._feeds.values():
-            if (interrupted and feed.home) or self._homes.orphaned(feed):
+            if feed.home and not feed.attachments:
+                self._enqueue(feed)
+
+    def heard(self, alive: dict[str, bool], interrupted: bool, until: float = float("inf")) -> None:
+        """Which nodes live, and until when (by the clock) the others take this one for alive.
+
+        After an interruption others may have taken our homes: ask again.
+        """
+        self._homes.heard(alive, interrupted=interrupted, until=until)
+        for feed in self._feeds.values():
+            doubtful = interrupted and (feed.home or feed.verify_home)
+            if doubtful or self._homes.orphaned(feed):
                 feed.verify_home = True
                 self._enqueue(feed)
 
@@ -219,7 +248,8 @@ class Hub:
 
     async def close(self) -> None:
         """Gives up every home and every subscription; to be called while `run` is running."""
-        feeds = list(self._feeds.values())
+        self._homes.stopping = True
+        feeds, self._feeds = list(self._feeds.values()), {}  # so none is followed again
         limit = asyncio.Semaphore(WORKERS)
 
         async def leave(feed: Feed) -> None:
@@ -239,7 +269,7 @@ class Hub:
         except TimeoutError:
             pass
         for feed in feeds:
-            feed.set_home(False)
+            feed.leave_home()
 
     def _enqueue(self, feed: Feed) -> None:
         if not feed.queued:
@@ -265,6 +295,7 @@ class Hub:
         view = await self._homes.settle(feed)
         if view is not None:
             self.adopt(view)
+        await self._homes.count_rest(feed)
         if feed.wanted:
             await self._subscribe(feed)
             if feed.stale or feed.unread:
@@ -340,7 +371,7 @@ class Hub:
 
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)
-        feed.set_home(False)
+        feed.leave_home()
 
     # --- joining ----------------------------------------------------------------------------------
 

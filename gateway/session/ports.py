@@ -92,8 +92,11 @@ class Sessions(Protocol):
         """All that a newcomer must know, in one consistent read; None when there is no session."""
         ...
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
-        """Gives up the home, to another node or to nobody. True when `node` held it."""
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
+        """Gives up the home, which has counted so far. True when `node` held it.
+
+        Followers get the push `home`.
+        """
         ...
 
 

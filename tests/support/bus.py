@@ -28,6 +28,7 @@ QUICK = Limits(
     cancel_grace_s=0.1,
     session_ttl_s=0.15,
     dispatch_retry_s=0.05,
+    node_lease_s=0.1,
 )
 """Deadlines that a test can wait for."""
 

@@ -52,6 +52,7 @@ class Session:
     open_run: str = ""
     run_from: int = 0
     home: str = ""
+    home_seq: int = 0
     ended: bool = False
     on_detach: OnDetach = "continue"
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -211,6 +212,7 @@ class LittleBus:
         session = self._find(key, user)
         homed = session.home in ("", dead_home)
         if homed:
+            session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
             session.home = node
         runs = [RunInfo(session.open_run, "running")] if session.open_run else []
         return SessionView(
@@ -221,6 +223,7 @@ class LittleBus:
             cursor=Cursor(session.epoch, session.seq),
             runs=runs,
             home=session.home,
+            home_seq=session.home_seq,
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
@@ -302,12 +305,13 @@ class LittleBus:
             await self.gate.wait()
         return source
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
         await self._call("leave")
         session = self.sessions.get(key)
         if session is None or session.home != node:
             return False
-        session.home = to
+        session.home, session.home_seq = "", counted_seq
+        self.push(b"!home", key)
         return True
 
     # --- Notices ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ local K = {
   id_runs = 'd:' .. base,
   finished = 'f:' .. base,
   tool_results = 'x:' .. base,
+  expired = 'z:' .. base,
   events = 'e:' .. base,
   control = 'c:' .. base,
   due = 'due:' .. tag,
@@ -73,7 +74,7 @@ local function set_detach_due(limits, mode)
 end
 
 -- Every deadline that a run may have.
-local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace' }
+local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace', 'home' }
 
 local function clear_run_dues(run_id)
   for _, kind in ipairs(RUN_DUES) do
@@ -231,6 +232,7 @@ local function queue_run(run_id, limits)
   if redis.call('HGET', K.session, 'on_detach') == 'cancel' then
     set_detach_due(limits, 'NX')
   end
+  set_due('home', run_id, now + limits.node_lease_ms)
   return run_id
 end
 
@@ -300,7 +302,8 @@ end
 
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach')
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
+    'home_seq')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
