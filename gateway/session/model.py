@@ -59,6 +59,8 @@ class Limits:
     session_ttl_s: float = 24 * 3600
     dispatch_retry_s: float = 2.0
     journal_entries: int = 100
+    outbox_bytes: int = 1024 * 1024
+    stall_timeout_s: float = 30.0
 
 
 # --- opening and reading a session ----------------------------------------------------------------

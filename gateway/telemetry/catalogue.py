@@ -88,6 +88,16 @@ TOKENS_TOTAL = Counter(
     "Tokens that agents reported, input and output; absent where none were reported.",
     ("tenant_id", "agent_id", "type"),
 )
+SLOW_CONSUMERS = Gauge(
+    "slow_consumers",
+    "Connections whose client does not keep up: it reads on from the log, because more events came "
+    "than may wait for it, or its socket takes no more bytes. As of the scrape.",
+)
+OUTBOUND_BUFFER_BYTES = Gauge(
+    "outbound_buffer_bytes",
+    "Bytes that wait in this process to be taken by WebSocket clients, over all connections. As of "
+    "the scrape.",
+)
 PUBSUB_GAPS_TOTAL = Counter(
     "pubsub_gaps_total",
     "Jumps in the numbers of a session's pushed events: one before was lost, or is late.",
@@ -113,6 +123,8 @@ CATALOGUE: tuple[Metric, ...] = (
     MESSAGES_PROCESSED_TOTAL,
     MESSAGE_PROCESSING_SECONDS,
     TOKENS_TOTAL,
+    SLOW_CONSUMERS,
+    OUTBOUND_BUFFER_BYTES,
     PUBSUB_GAPS_TOTAL,
     PUBSUB_REPAIRED_EVENTS_TOTAL,
     METRIC_LABEL_OVERFLOW_TOTAL,

@@ -40,6 +40,8 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "messages_processed_total": ("Counter", ("tenant_id", "role")),
         "message_processing_seconds": ("Histogram", ("tenant_id", "role")),
         "tokens_total": ("Counter", ("tenant_id", "agent_id", "type")),
+        "slow_consumers": ("Gauge", ()),
+        "outbound_buffer_bytes": ("Gauge", ()),
         "pubsub_gaps_total": ("Counter", ()),
         "pubsub_repaired_events_total": ("Counter", ()),
         "metric_label_overflow_total": ("Counter", ()),
