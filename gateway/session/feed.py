@@ -85,7 +85,7 @@ class Attachment:
         feed = self.feed
         if self.epoch != feed.epoch or self.seq < feed.last_seq or self.staged:
             return False
-        self.outbox.pulling = False
+        self.outbox.go_live()
         if feed.ended and not feed.stale:
             self.outbox.finish(CloseCode.SESSION_ENDED)
         return True

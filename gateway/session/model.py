@@ -60,6 +60,8 @@ class Limits:
     dispatch_retry_s: float = 2.0
     node_lease_s: float = 10.0
     journal_entries: int = 100
+    outbox_bytes: int = 1024 * 1024
+    stall_timeout_s: float = 30.0
 
 
 # --- opening and reading a session ----------------------------------------------------------------
