@@ -48,8 +48,9 @@ class _Stop(Enum):
 class Execution:
     """Runs the agent on a claim and ends the run, whatever the agent does.
 
-    Attributes:
-        lease_until: the loop's time until which the run is surely ours; moved by renewals.
+    While Redis does not answer, the run is held on to until its own deadline: leases are judged by
+    Redis's clock, and not before Redis has been there for one. Whoever lost it meanwhile is told by
+    the first answer.
     """
 
     def __init__(
@@ -58,14 +59,12 @@ class Execution:
         claim: Claim,
         queue: RunQueue,
         *,
-        lease_until: float = math.inf,
         window_s: float = 0.04,
         patience_s: float = 5.0,
     ) -> None:
         """`patience_s`: how long the agent may clean up when nothing waits for it any more."""
         self.ref = claim.ref
         self.attempt = claim.attempt
-        self.lease_until = lease_until
         self._agent = agent
         self._queue = queue
         self._stream = EventStream(
@@ -83,6 +82,7 @@ class Execution:
         self._context = copy_context()
         self._task: asyncio.Task[None] | None = None
         self._stop: _Stop | None = None
+        self._abandoned = False
         self._error: tuple[str, str] | None = None
         if claim.cancelled:
             self.cancel()
@@ -107,7 +107,8 @@ class Execution:
             self._halt(_Stop.HANDED_BACK)
 
     def abandon(self) -> None:
-        """The worker stops: hand the run back, or end it with what was said so far."""
+        """The worker stops: hand the run back, or end it with what was said, if Redis answers."""
+        self._abandoned = True
         self.hand_back()
         if self._stop is not _Stop.HANDED_BACK:
             self._halt(_Stop.WORKER_STOPS)
@@ -139,11 +140,11 @@ class Execution:
 
     def _broke(self, error: Exception) -> None:
         if isinstance(error, Unavailable):
-            logger.warning("agent stopped: Redis did not answer while the lease could hold")
+            logger.warning("agent stopped: Redis did not answer")
         self._halt(_Stop.TOO_LARGE if isinstance(error, TooLarge) else _Stop.LOST)
 
     def _until(self) -> float:
-        return -math.inf if self._stop is _Stop.LOST else min(self.lease_until, self._run.deadline)
+        return -math.inf if self._stop is _Stop.LOST or self._abandoned else self._run.deadline
 
     # --- the run --------------------------------------------------------------------------------
 
@@ -165,7 +166,7 @@ class Execution:
         except Fenced:
             logger.info("run left: another attempt holds it, or it is over")
         except Unavailable:
-            logger.warning("run left: Redis did not answer while the lease could hold")
+            logger.warning("run left: Redis did not answer")
         return None
 
     async def _answer(self) -> None:

@@ -176,7 +176,7 @@ class Worker:
         )
         if claim is None:
             return None
-        execution = self._begin(claim, lease_until)
+        execution = self._begin(claim)
         try:
             async with asyncio.TaskGroup() as group:
                 follower = group.create_task(self._follow(execution))
@@ -186,12 +186,11 @@ class Worker:
         finally:
             self._executions.discard(execution)
 
-    def _begin(self, claim: Claim, lease_until: float) -> Execution:
+    def _begin(self, claim: Claim) -> Execution:
         execution = Execution(
             self._agent,
             claim,
             self._queue,
-            lease_until=lease_until,
             window_s=self._window_s,
             patience_s=self._patience_s,
         )
@@ -233,7 +232,6 @@ class Worker:
                     await self._renew_leases(held)
                 except Unavailable:
                     self._redis.down()
-                    self._fence_expired()
                     await asyncio.sleep(min(backoff.next_s(), self._lease_s / 3))
                     held = list(self._executions)
                 else:
@@ -242,21 +240,12 @@ class Worker:
                     break
 
     async def _renew_leases(self, held: Sequence[Execution]) -> None:
-        lease_until = self._now() + self._lease_s
         leases = await self._queue.renew([(each.ref, each.attempt) for each in held])
         for execution, lease in zip(held, leases, strict=True):
             if not lease.held:
                 execution.fence()
-                continue
-            execution.lease_until = lease_until
-            if lease.cancelled:
+            elif lease.cancelled:
                 execution.cancel()
-
-    def _fence_expired(self) -> None:
-        """Stops agents whose lease has run out by our clock: another may hold the run by now."""
-        for execution in self._executions:
-            if execution.lease_until < self._now():
-                execution.fence()
 
     async def _announce(self) -> None:
         known = False

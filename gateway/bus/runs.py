@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
-from gateway.bus.scripts import Argument, call
+from gateway.bus.scripts import Argument, Scripts
 from gateway.bus.sessions import encode_limits
 from gateway.session.ids import uuid7
 from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
@@ -21,21 +20,20 @@ _SLACK_S = 60.0
 class RedisRuns:
     """See `gateway.session.ports.RunQueue`."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits) -> None:
+        """`scripts` are shared with the other parts of the bus."""
+        self._scripts = scripts
         self._limits = limits
         self._encoded_limits = encode_limits(limits)
         self._lease_ms = int(limits.lease_s * 1000)
         self._stale_ms = int((limits.queue_wait_s + _SLACK_S) * 1000)
 
     async def _call(self, name: str, ref: RunRef, *arguments: Argument) -> list[Any]:
-        return await call(self._client, name, keys.session(ref.session), ref.run_id, *arguments)
+        return await self._scripts.call(name, keys.session(ref.session), ref.run_id, *arguments)
 
     async def dispatch(self, ref: RunRef, agent: str) -> None:
         """Puts a run into its tenant's queue of the agent, once, and rings."""
-        await call(
-            self._client,
+        await self._scripts.call(
             "dispatch",
             keys.waiting(agent),
             keys.reference(ref),
@@ -45,7 +43,7 @@ class RedisRuns:
 
     async def take(self, agent: str, count: int) -> list[RunRef]:
         """At most `count` waiting runs, fairly over the tenants."""
-        answer = await call(self._client, "take", keys.waiting(agent), count)
+        answer = await self._scripts.call("take", keys.waiting(agent), count)
         return [keys.parse_reference(item.decode()) for item in answer]
 
     async def claim(

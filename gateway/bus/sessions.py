@@ -6,8 +6,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
-from gateway.bus.scripts import Argument, call
+from gateway.bus.scripts import Argument, Scripts
 from gateway.session.model import (
     Accepted,
     Closed,
@@ -41,6 +40,7 @@ def encode_limits(limits: Limits) -> bytes:
             "resume_grace_ms": int(limits.resume_grace_s * 1000),
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
+            "node_lease_ms": int(limits.node_lease_s * 1000),
             "journal_entries": limits.journal_entries,
         }
     )
@@ -54,13 +54,20 @@ def new_epoch() -> str:
 class RedisSessions:
     """See `gateway.session.ports.Sessions`."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits, *, ack_replicas: int = 0) -> None:
+        """`ack_replicas` replicas confirm what `accept`, `cancel` and `close` answer."""
+        self._scripts = scripts
         self._limits = encode_limits(limits)
+        self._ack_replicas = ack_replicas
 
     async def _call(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
-        return await call(self._client, name, keys.session(key), *arguments)
+        return await self._scripts.call(name, keys.session(key), *arguments)
+
+    async def _command(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
+        """A call whose answer a client is told."""
+        return await self._scripts.call(
+            name, keys.session(key), *arguments, replicas=self._ack_replicas
+        )
 
     async def open(
         self,
@@ -94,7 +101,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[12::2], answer[13::2], strict=True)
+            for run_id, status in zip(answer[13::2], answer[14::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -106,6 +113,7 @@ class RedisSessions:
             interrupts=msgspec.json.decode(answer[9] or b"[]", type=list[dict[str, Any]]),
             pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
             home=home,
+            home_seq=int(answer[12]),
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
@@ -118,7 +126,7 @@ class RedisSessions:
         seen = (*((new.seen.epoch, new.seen.seq) if new.seen else ("", 0)), new_epoch())
         match new:
             case NewMessage():
-                answer = await self._call(
+                answer = await self._command(
                     "accept",
                     new.key,
                     *common,
@@ -130,7 +138,7 @@ class RedisSessions:
                     self._limits,
                 )
             case NewAnswer():
-                answer = await self._call(
+                answer = await self._command(
                     "answer",
                     new.key,
                     *common,
@@ -141,7 +149,7 @@ class RedisSessions:
                     *new.interrupt_ids,
                 )
             case NewToolResult():
-                answer = await self._call(
+                answer = await self._command(
                     "tool_result",
                     new.key,
                     *common,
@@ -157,12 +165,12 @@ class RedisSessions:
         self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
     ) -> Accepted:
         """Cancels the run (the open one by default), or abandons what awaits input."""
-        answer = await self._call("cancel", key, user, run_id or "", frame_id, self._limits)
+        answer = await self._command("cancel", key, user, run_id or "", frame_id, self._limits)
         return _accepted(key, answer)
 
     async def close(self, key: SessionKey, user: str) -> Closed:
         """Ends the session; its open run is cancelled."""
-        answer = await self._call("close", key, user, uuid4().hex, self._limits)
+        answer = await self._command("close", key, user, uuid4().hex, self._limits)
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 
@@ -187,9 +195,9 @@ class RedisSessions:
             open_run=open_run.decode(),
         )
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
-        """Gives up the home, to another node or to nobody."""
-        return bool((await self._call("leave", key, node, to))[0])
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
+        """Gives up the home."""
+        return bool((await self._call("leave", key, node, counted_seq))[0])
 
 
 def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:

@@ -144,6 +144,14 @@ class Connection:
         self._outbox.put(encode(frame))
         self._outbox.finish(CloseCode.RESTART)
 
+    def send_away_between_runs(self, frame: GoAway) -> None:
+        """The node is going to stop: now, or when the open run of the session has ended."""
+        attachment = self._attachment
+        if attachment is not None and attachment.feed.runs:
+            attachment.on_run_end = lambda: self.send_away(frame)
+        else:
+            self.send_away(frame)
+
     # --- out --------------------------------------------------------------------------------------
 
     def _flush_soon(self) -> None:

@@ -71,7 +71,7 @@ def routes(
         return JSONResponse(_as_json(view), 201, {"Location": location})
 
     async def list_agents(request: Request) -> Response:
-        authenticate(request.headers, None)
+        who = authenticate(request.headers, None)
         agents = [
             {
                 "agent_id": agent.info.name,
@@ -80,6 +80,7 @@ def routes(
                 "slots": agent.slots,
                 "busy": agent.busy,
                 "queue_depth": agent.queued,
+                "breaker": service.agent_state(who, agent.info.name).name.lower(),
             }
             for agent in await directory.agents()
         ]

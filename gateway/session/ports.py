@@ -79,7 +79,8 @@ class Sessions(Protocol):
         """The log after a cursor, at most `count` entries and some 256 KiB.
 
         A page may be shorter than `count` while more follows: the end is reached when its last
-        entry is `last_seq`. Works for an ended session, too.
+        entry is `last_seq`. Works for an ended session, too. A cursor ahead of the log proves that
+        Redis lost writes, and a new epoch begins.
         """
         ...
 
@@ -87,8 +88,11 @@ class Sessions(Protocol):
         """All that a newcomer must know, in one consistent read; None when there is no session."""
         ...
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
-        """Gives up the home, to another node or to nobody. True when `node` held it."""
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
+        """Gives up the home, which has counted so far. True when `node` held it.
+
+        Followers get the push `home`.
+        """
         ...
 
 
@@ -258,6 +262,18 @@ class Probe(Protocol):
 
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
+        ...
+
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        ...
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
+        ...
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
         ...
 
     def session(self, tenant: str, agent: str) -> SessionProbe:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.breaker import BreakerState
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.hub import Hub
 from gateway.session.ids import uuid7
@@ -154,20 +155,31 @@ class SessionService:
             self._probe.session(view.key.tenant, closed.agent).completed("completed", seconds)
         return Ack(frame.id, "accepted")
 
+    def agent_state(self, who: Principal, agent: str) -> BreakerState:
+        """Whether this tenant's messages reach the agent, as far as this node knows."""
+        return self._hub.breakers.state(who.tenant, agent)
+
     def _seen(self, view: SessionView) -> Cursor | None:
         """The last event that passed here: a log that is shorter has lost writes."""
         feed = self._hub.find(view.key)
         return None if feed is None else feed.cursor
 
     async def _accept(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
+        breakers, tenant = self._hub.breakers, view.key.tenant
+        breakers.admit(tenant, view.agent)
         try:
             accepted = await self._sessions.accept(new)
         except Refused as refused:
+            breakers.release(tenant, view.agent)
             if refused.code == ErrorCode.SESSION_ENDED:
                 self._hub.ended(view.key)  # followers may have missed it
+            elif refused.code == ErrorCode.SESSION_NOT_FOUND and self._hub.missing(view.key):
+                raise Unavailable("Redis lost this session; it begins anew") from None
             raise
         if accepted.run_id and accepted.status != "duplicate":
             self._hub.expect_run(view.key, accepted.run_id)
+        else:
+            breakers.release(tenant, view.agent)
         return await self._acknowledge(new.frame_id, accepted)
 
     async def _acknowledge(self, frame_id: str, accepted: Accepted) -> Ack:

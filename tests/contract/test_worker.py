@@ -287,23 +287,28 @@ async def test_a_renewal_that_is_refused_stops_the_agent(quick_bus: Bus) -> None
     assert await talk.kinds() == "S"
 
 
-async def test_leases_that_cannot_be_renewed_stop_the_agents(talk: Talk) -> None:
-    stopped = asyncio.Event()
+async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
+    """Nobody's lease is judged while Redis is away, so its worker must not give it up either."""
+    begun, proceed = asyncio.Event(), asyncio.Event()
 
-    async def stay(run: Run) -> None:
-        try:
-            await until_cancelled()
-        finally:
-            stopped.set()
+    async def slow(run: Run) -> None:
+        await run.say("before ")
+        begun.set()
+        await run.say("meanwhile ")
+        await proceed.wait()
+        await run.say("after")
 
     runs = Faulty(talk.bus.runs)
-    async with working(talk, stay, queue=runs, lease_s=0.2):
+    async with working(talk, slow, queue=runs, lease_s=0.2):
         await send(talk)
-        await log_of(talk, "S")
-        runs.down.add("renew")
-        await stopped.wait()
+        await begun.wait()
+        runs.down.update({"renew", "append", "finish", "take", "dispatch"})
+        await asyncio.sleep(0.8)
         runs.down.clear()
-    assert await talk.kinds() == "S"
+        proceed.set()
+        assert (await log_of(talk, "F")).endswith("F")
+    [_, *said] = await messages_of(talk)
+    assert "".join(message["content"] for message in said) == "before meanwhile after"
 
 
 async def test_redis_away_and_back_is_one_line_each(talk: Talk) -> None:

@@ -50,6 +50,7 @@ class Session:
     open_run: str = ""
     run_from: int = 0
     home: str = ""
+    home_seq: int = 0
     ended: bool = False
     on_detach: OnDetach = "continue"
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class LittleBus:
         self.sessions: dict[SessionKey, Session] = {}
         self.followers: dict[SessionKey, list[tuple[Callable[[bytes], None], Callable[[], None]]]]
         self.followers = {}
+        self.made: Counter[SessionKey] = Counter()
         self.calls: Counter[str] = Counter()
         self.dispatched: list[RunRef] = []
         self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
@@ -82,7 +84,20 @@ class LittleBus:
     # --- what happens in the session --------------------------------------------------------------
 
     def make(self, key: SessionKey = KEY, *, home: str = "", user: str = "anonymous") -> Session:
-        session = self.sessions[key] = Session(user, "demo", home=home)
+        self.made[key] = 0
+        return self._make(key, user, "demo", home)
+
+    def _make(
+        self,
+        key: SessionKey,
+        user: str,
+        agent: str,
+        home: str = "",
+        on_detach: OnDetach = "continue",
+    ) -> Session:
+        self.made[key] += 1
+        session = Session(user, agent, epoch=f"e{self.made[key]}", home=home, on_detach=on_detach)
+        self.sessions[key] = session
         return session
 
     def append(
@@ -95,6 +110,7 @@ class LittleBus:
         out: int = 0,
         into: int = 0,
         role: str = "-",
+        code: str = "-",
         ts_ms: int = 1000,
     ) -> int:
         """One event into the log, and its push onto the channel. Answers its seq."""
@@ -104,7 +120,7 @@ class LittleBus:
         frame = (
             b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
         ) + msgspec.json.encode(event)
-        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0"
+        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0 {code}"
         raw = header.encode() + b"\n" + frame + b"}"
         session.log.append(raw)
         if kind == "S":
@@ -176,10 +192,11 @@ class LittleBus:
         self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent, on_detach=on_detach)
+            self._make(key, user, agent, on_detach=on_detach)
         session = self._find(key, user)
         homed = session.home in ("", dead_home)
         if homed:
+            session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
             session.home = node
         runs = [RunInfo(session.open_run, "running")] if session.open_run else []
         return SessionView(
@@ -190,6 +207,7 @@ class LittleBus:
             cursor=Cursor(session.epoch, session.seq),
             runs=runs,
             home=session.home,
+            home_seq=session.home_seq,
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
@@ -267,12 +285,13 @@ class LittleBus:
             await self.gate.wait()
         return source
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
         await self._call("leave")
         session = self.sessions.get(key)
         if session is None or session.home != node:
             return False
-        session.home = to
+        session.home, session.home_seq = "", counted_seq
+        self.push(b"!home", key)
         return True
 
     # --- Notices ----------------------------------------------------------------------------------
@@ -314,12 +333,22 @@ class CountingProbe:
         self.facts: Counter[str] = Counter()
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.breakers: dict[str, tuple[int, int]] = {}
 
     def connection_opened(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] += 1
 
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
+
+    def pubsub_gap(self) -> None:
+        self.facts["gaps"] += 1
+
+    def pubsub_repaired(self, events: int) -> None:
+        self.facts["repaired"] += events
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        self.breakers[service] = (state, failures)
 
     def session(self, tenant: str, agent: str) -> "CountingProbe":
         return self

@@ -19,6 +19,7 @@ local K = {
   id_runs = 'd:' .. base,
   finished = 'f:' .. base,
   tool_results = 'x:' .. base,
+  expired = 'z:' .. base,
   events = 'e:' .. base,
   control = 'c:' .. base,
   due = 'due:' .. tag,
@@ -73,7 +74,7 @@ local function set_detach_due(limits, mode)
 end
 
 -- Every deadline that a run may have.
-local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace' }
+local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace', 'home' }
 
 local function clear_run_dues(run_id)
   for _, kind in ipairs(RUN_DUES) do
@@ -99,14 +100,19 @@ local function detect_loss(session, seen_epoch, seen_seq, fresh_epoch)
   return true
 end
 
--- Appends one event; `o` has out, into, role, task, claimed where they apply. Answers the entry
+-- What an agent chose, as one word of a header.
+local function header_word(text)
+  return text and string.match(text, '^[%w_.:-]+$') or '-'
+end
+
+-- Appends one event; `o` has out, into, role, task, claimed, code where they apply. Answers the entry
 -- (header LF frame), which the caller publishes.
 local function emit(epoch, run_id, kind, event, o)
   o = o or {}
   local seq = int(redis.call('HINCRBY', K.session, 'seq', 1))
   local entry = table.concat({
     seq, epoch, run_id, kind, int(now), o.out or '0', o.into or '0', o.role or '-', o.task or '-',
-    o.claimed and o.claimed ~= '' and o.claimed or '0',
+    o.claimed and o.claimed ~= '' and o.claimed or '0', o.code or '-',
   }, ' ') .. '\n{"type":"event","seq":' .. seq .. ',"ts":' .. int(now) .. ',"run_id":"' .. run_id
     .. '","event":' .. event .. '}'
   redis.call('XADD', K.log, seq .. '-0', 'e', entry)
@@ -222,6 +228,7 @@ local function queue_run(run_id, limits)
   if redis.call('HGET', K.session, 'on_detach') == 'cancel' then
     set_detach_due(limits, 'NX')
   end
+  set_due('home', run_id, now + limits.node_lease_ms)
   return run_id
 end
 
@@ -270,7 +277,8 @@ local function write_end(session, run_id, run, limits, o)
     end
   end
   entries[#entries + 1] = emit(session.epoch, run_id, o.kind, o.event,
-    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms })
+    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms,
+      code = header_word(o.code) })
   publish(entries)
 
   -- What remains is what a repeated call asks for; the log and the transcript have the rest.
@@ -290,7 +298,8 @@ end
 
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach')
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
+    'home_seq')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
@@ -397,6 +406,12 @@ local function abandon_input(session, why)
     '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
 end
 
+-- WAIT speaks of the writes of its own connection, and a repeated call has nothing to write. With
+-- this it stands behind what the first call wrote, on another connection perhaps.
+local function note_repetition()
+  redis.call('HSET', K.session, 'repeated_ms', int(now))
+end
+
 -- What every command of a client begins with. Answers what the caller must return at once (a refusal,
 -- or the answer that this frame id got before), or nil. `run_id` is the run that the call would make:
 -- a known id with that very run is our own repetition after a lost answer, not the client's.
@@ -410,6 +425,7 @@ local function admit(session, o)
     return conflict
   end
   if known then
+    note_repetition()
     local status = known ~= '' and redis.call('HGET', run_key(known), 'status') or ''
     local answer = 'duplicate'
     if known == o.run_id then

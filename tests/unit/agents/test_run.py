@@ -304,7 +304,7 @@ async def test_fenced_stops_the_agent_and_sends_nothing(notice: str) -> None:
     async with playing(talk, recorder) as execution:
         await recorder.until(3)
         if notice == "by a renewal":
-            execution.fence()  # the lease ran out by our clock: Redis might still take our events
+            execution.fence()
         else:
             recorder.fenced = True
         await stopped.wait()
@@ -430,7 +430,7 @@ async def test_an_agent_that_holds_on_to_everything_is_let_go_all_the_same(
     assert "the agent was let go in the middle of something\n" in logged
 
 
-async def test_redis_gone_for_longer_than_the_lease_stops_the_agent() -> None:
+async def test_redis_gone_until_the_deadline_of_the_run_stops_the_agent() -> None:
     recorder = Recorder()
     recorder.refuse = 10**9
 
@@ -438,10 +438,23 @@ async def test_redis_gone_for_longer_than_the_lease_stops_the_agent() -> None:
         await run.say("hello?")
         await until_cancelled()
 
-    lease_until = asyncio.get_running_loop().time() + 0.1
-    async with playing(talk, recorder, lease_until=lease_until):
+    async with playing(talk, recorder, given=claim(timeout_s=0.1)):
         pass
     assert recorder.calls == []
+    assert recorder.ending is None
+
+
+async def test_redis_gone_does_not_keep_a_worker_from_stopping() -> None:
+    recorder = Recorder()
+    recorder.refuse = 10**9
+
+    async def talk(run: Run) -> None:
+        await run.say("hello?")
+        await until_cancelled()
+
+    async with playing(talk, recorder) as execution:
+        await asyncio.sleep(0)
+        execution.abandon()
     assert recorder.ending is None
 
 

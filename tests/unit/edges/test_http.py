@@ -188,6 +188,7 @@ async def test_agents(client):
                 "slots": 8,
                 "busy": 3,
                 "queue_depth": 2,
+                "breaker": "closed",
             }
         ]
     }
