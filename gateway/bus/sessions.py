@@ -70,6 +70,7 @@ class RedisSessions:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        digest: str = "",
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
         answer = await self._call(
@@ -82,6 +83,7 @@ class RedisSessions:
             dead_home,
             new_epoch(),
             self._limits,
+            digest,
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (

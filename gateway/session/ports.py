@@ -47,10 +47,12 @@ class Sessions(Protocol):
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        digest: str = "",
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none.
 
-        `dead_home` names a node that is known to be dead: its home is taken over.
+        `dead_home` names a node that is known to be dead: its home is taken over. `digest` is of
+        what is to be created: a session that was made of something else is `id_conflict`.
         """
         ...
 

@@ -60,21 +60,21 @@ class SessionService:
         metadata: dict[str, Any] | None,
         *,
         session_id: str | None = None,
+        digest: str = "",
     ) -> SessionView:
-        """A new session; with a `session_id` given, the one that an earlier call made."""
+        """A new session; with a `session_id` given, the one that an earlier call made.
+
+        That call must have asked for the same, by `digest`, or it is an `id_conflict`.
+        """
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
         view = await self._sessions.open(
-            key, who.user, node=self._node, agent=agent, metadata=metadata
+            key, who.user, node=self._node, agent=agent, metadata=metadata, digest=digest
         )
         self._hub.adopt(view)
         if view.created:
             self._probe.session(key.tenant, view.agent).created()
-        elif view.agent != agent:
-            raise Refused(
-                ErrorCode.ID_CONFLICT, "this session was created for another agent", param="agent"
-            )
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:

@@ -262,6 +262,16 @@ async def test_creating_a_session_twice_creates_it_once(bus: Bus) -> None:
     assert (again.created, again.homed) == (False, False)
 
 
+async def test_a_session_of_a_given_id_is_made_of_what_was_asked_for_first(bus: Bus) -> None:
+    talk = Talk(bus)
+    assert (await talk.open(digest="one")).created
+    assert not (await talk.open(digest="one")).created
+    with pytest.raises(Refused) as caught:
+        await talk.open(digest="two")
+    assert caught.value.code is ErrorCode.ID_CONFLICT
+    assert (await talk.open(agent=None)).agent == talk.agent, "who follows it says nothing of it"
+
+
 async def test_every_push_is_what_stands_in_the_log(talk: Talk) -> None:
     pushed: list[list[Entry] | Control] = []
     async with talk.bus.notices.session_events(

@@ -42,6 +42,7 @@ PAGE_BYTES = 256 * 1024
 class Session:
     user: str
     agent: str
+    made_of: str = ""
     epoch: str = "e1"
     log: list[bytes] = field(default_factory=list)
     trimmed: int = 0
@@ -169,12 +170,15 @@ class LittleBus:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        digest: str = "",
     ) -> SessionView:
         await self._call("open")
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent)
+            self.sessions[key] = Session(user, agent, digest)
         session = self._find(key, user)
+        if digest and session.made_of != digest:
+            raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
         homed = session.home in ("", dead_home)
         if homed:
             session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)

@@ -1,7 +1,8 @@
 #!lua
 -- Creates a session or finds it, and takes its home when it has none.
 --
--- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits
+-- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits,
+--       digest of what is to be created ('' where the id alone decides)
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
 --          pending tools JSON, home_seq, then (run id, status) pairs, the open run first
 -- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
@@ -17,7 +18,7 @@ if redis.call('EXISTS', K.session) == 0 then
     return refuse('session_not_found', 'no such session')
   end
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
-    'idle', 'open', '', 'home', node, 'home_seq', 0, 'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0,
+    'idle', 'open', '', 'made_of', ARGV[8], 'home', node, 'home_seq', 0, 'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0,
     'transcript_bytes', 0, 'trimmed', 0, 'trimmed_bytes', 0)
   redis.call('DEL', K.expired)
   created, homed = 1, 1
@@ -29,6 +30,9 @@ if session.epoch == epoch and session.seq == '0' then
 end
 if session.user ~= user then
   return refuse('session_not_found', 'no such session')
+end
+if ARGV[8] ~= '' and redis.call('HGET', K.session, 'made_of') ~= ARGV[8] then
+  return refuse('id_conflict', 'this key was used for another session')
 end
 if session.state == 'ended' then
   return refuse('session_ended', 'this session is over')

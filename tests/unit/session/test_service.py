@@ -109,14 +109,13 @@ async def test_only_a_known_agent_gets_sessions(world, service):
     assert world.bus.sessions == {}
 
 
-async def test_a_given_id_creates_once_and_for_one_agent(world, service):
-    world.bus.agent_names.add("other")
-    first = await service.create(ANONYMOUS, "demo", None, session_id="s9")
-    again = await service.create(ANONYMOUS, "demo", None, session_id="s9")
+async def test_a_given_id_creates_once_and_what_was_asked_for(world, service):
+    first = await service.create(ANONYMOUS, "demo", None, session_id="s9", digest="d")
+    again = await service.create(ANONYMOUS, "demo", None, session_id="s9", digest="d")
     assert (first.created, again.created) == (True, False)
     assert world.probe.facts["created"] == 1
     with pytest.raises(Refused) as refusal:
-        await service.create(ANONYMOUS, "other", None, session_id="s9")
+        await service.create(ANONYMOUS, "demo", {"a": 1}, session_id="s9", digest="e")
     assert refusal.value.code == ErrorCode.ID_CONFLICT
 
 
