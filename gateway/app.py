@@ -26,6 +26,7 @@ from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
+from gateway.session.endings import Endings
 from gateway.session.errors import Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
@@ -117,11 +118,15 @@ class Node:
             lease_s=limits.lease_s,
             node_lease_s=limits.node_lease_s,
         )
+        self._endings = Endings(
+            sessions=bus.sessions, probe=telemetry, clock=time.monotonic, report=report
+        )
         service = SessionService(
             sessions=bus.sessions,
             queue=bus.runs,
             directory=bus.directory,
             hub=self._hub,
+            endings=self._endings,
             probe=telemetry,
             node=self.node_id,
             now_ms=now_ms,
@@ -153,6 +158,7 @@ class Node:
             self._hub.run(),
             self._beat.run(),
             self._sweep.run(),
+            self._endings.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]

@@ -157,9 +157,12 @@ class RedisSessions:
         answer = await self._call("cancel", key, user, run_id or "", frame_id, self._limits)
         return _accepted(key, answer)
 
-    async def close(self, key: SessionKey, user: str) -> Closed:
+    async def close(
+        self, key: SessionKey, user: str, *, call_id: str = "", again: bool = False
+    ) -> Closed:
         """Ends the session; its open run is cancelled."""
-        answer = await self._call("close", key, user, uuid4().hex, self._limits)
+        call_id = call_id or uuid4().hex
+        answer = await self._call("close", key, user, call_id, self._limits, int(again))
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 

@@ -206,7 +206,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The session is over. `completed` is True for the one call that made it so."""
+    """The session is over. `completed` is True for the one call that made it so.
+
+    `ended_ms` is 0 when it is not over, as a call that only asks may find.
+    """
 
     completed: bool
     agent: str

@@ -69,8 +69,13 @@ class Sessions(Protocol):
         """
         ...
 
-    async def close(self, key: SessionKey, user: str) -> Closed:
-        """Ends the session; its open run is cancelled."""
+    async def close(
+        self, key: SessionKey, user: str, *, call_id: str = "", again: bool = False
+    ) -> Closed:
+        """Ends the session; its open run is cancelled.
+
+        `again` ends nothing, it only tells what became of the call of that id.
+        """
         ...
 
     async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.endings import Endings
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.hub import Hub
 from gateway.session.ids import uuid7
@@ -41,6 +42,7 @@ class SessionService:
         queue: RunQueue,
         directory: Directory,
         hub: Hub,
+        endings: Endings,
         probe: Probe,
         node: str,
         now_ms: Callable[[], int],
@@ -49,6 +51,7 @@ class SessionService:
         self._queue = queue
         self._directory = directory
         self._hub = hub
+        self._endings = endings
         self._probe = probe
         self._node = node
         self._now_ms = now_ms
@@ -147,10 +150,7 @@ class SessionService:
 
     async def close(self, view: SessionView, frame: Close) -> Ack:
         """Ends the session."""
-        closed = await self._sessions.close(view.key, view.user)
-        if closed.completed:
-            seconds = max(0, closed.ended_ms - closed.created_ms) / 1000
-            self._probe.session(view.key.tenant, closed.agent).completed("completed", seconds)
+        await self._endings.close(view.key, view.user)
         return Ack(frame.id, "accepted")
 
     def _seen(self, view: SessionView) -> Cursor | None:

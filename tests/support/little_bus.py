@@ -53,6 +53,7 @@ class Session:
     home: str = ""
     home_seq: int = 0
     ended: bool = False
+    ended_by: str = ""
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -222,14 +223,19 @@ class LittleBus:
         session.ids[frame_id] = (target, "cancel")
         return Accepted("accepted", target, None, session.agent)
 
-    async def close(self, key: SessionKey, user: str) -> Closed:
+    async def close(
+        self, key: SessionKey, user: str, *, call_id: str = "", again: bool = False
+    ) -> Closed:
         await self._call("close")
         session = self.sessions[key]
-        first = not session.ended
-        self.end(key)
+        if again and not session.ended:
+            return Closed(False, session.agent, 1000, 0)
+        if not session.ended:
+            session.ended_by = call_id
+            self.end(key)
         for _ in range(20):  # the push may be there long before the answer
             await asyncio.sleep(0)
-        return Closed(first, session.agent, 1000, 61_000)
+        return Closed(session.ended_by == call_id, session.agent, 1000, 61_000)
 
     async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
         await self._call("read")
