@@ -127,7 +127,6 @@ class Node:
             directory=bus.directory,
             hub=self._hub,
             endings=self._endings,
-            probe=telemetry,
             node=self.node_id,
             now_ms=now_ms,
         )

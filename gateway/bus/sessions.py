@@ -91,7 +91,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[12::2], answer[13::2], strict=True)
+            for run_id, status in zip(answer[13::2], answer[14::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -104,6 +104,7 @@ class RedisSessions:
             pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
             home=home,
             home_seq=int(answer[11]),
+            made_here=bool(answer[12]),
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),

@@ -79,6 +79,7 @@ class SessionView:
         pending_tools: ids of client tool calls that await a result.
         home: the node that counts it, or an empty string.
         home_seq: that node counts what comes after it.
+        made_here: the caller created it, and has been its home ever since.
         created: True when this very call created it.
         homed: True when this very call made the caller its home.
     """
@@ -93,6 +94,7 @@ class SessionView:
     pending_tools: list[str] = field(default_factory=list[str])
     home: str = ""
     home_seq: int = 0
+    made_here: bool = False
     created_ms: int = 0
     created: bool = False
     homed: bool = False

@@ -20,7 +20,7 @@ from gateway.session.model import (
     SessionKey,
     SessionView,
 )
-from gateway.session.ports import Directory, Probe, RunQueue, Sessions
+from gateway.session.ports import Directory, RunQueue, Sessions
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
 from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, ToolResult
@@ -43,7 +43,6 @@ class SessionService:
         directory: Directory,
         hub: Hub,
         endings: Endings,
-        probe: Probe,
         node: str,
         now_ms: Callable[[], int],
     ) -> None:
@@ -52,7 +51,6 @@ class SessionService:
         self._directory = directory
         self._hub = hub
         self._endings = endings
-        self._probe = probe
         self._node = node
         self._now_ms = now_ms
 
@@ -76,8 +74,6 @@ class SessionService:
             key, who.user, node=self._node, agent=agent, metadata=metadata, digest=digest
         )
         self._hub.adopt(view)
-        if view.created:
-            self._probe.session(key.tenant, view.agent).created()
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:

@@ -54,7 +54,6 @@ class Node:
             directory=self.bus,
             hub=self.hub,
             endings=endings,
-            probe=self.probe,
             node="n1",
             now_ms=lambda: 5000,
         )

@@ -52,6 +52,7 @@ class Session:
     run_from: int = 0
     home: str = ""
     home_seq: int = 0
+    made_by: str = ""
     ended: bool = False
     ended_by: str = ""
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -176,14 +177,14 @@ class LittleBus:
         await self._call("open")
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent, digest)
+            self.sessions[key] = Session(user, agent, digest, home=node, made_by=node)
         session = self._find(key, user)
         if digest and session.made_of != digest:
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
-        homed = session.home in ("", dead_home)
+        homed = session.home == "" or (session.home == dead_home != node)
         if homed:
             session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
-            session.home = node
+            session.home, session.made_by = node, ""
         runs = [RunInfo(session.open_run, "running")] if session.open_run else []
         return SessionView(
             key=key,
@@ -194,6 +195,7 @@ class LittleBus:
             runs=runs,
             home=session.home,
             home_seq=session.home_seq,
+            made_here=session.made_by == node,
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
@@ -280,7 +282,7 @@ class LittleBus:
         session = self.sessions.get(key)
         if session is None or session.home != node:
             return False
-        session.home, session.home_seq = "", counted_seq
+        session.home, session.home_seq, session.made_by = "", counted_seq, ""
         self.push(b"!home", key)
         return True
 

@@ -27,7 +27,6 @@ def service(world, endings) -> SessionService:
         directory=world.bus,
         hub=world.hub,
         endings=endings,
-        probe=world.probe,
         node="n1",
         now_ms=lambda: world.now_ms,
     )
