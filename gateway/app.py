@@ -35,8 +35,9 @@ from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Telemetry
 
-COME_BACK_S = 5.0
-"""The clients of a node that stops come back spread over this time."""
+SPREAD_S = 5.0
+"""The clients of a node that stops leave spread over this time, and those who had to leave at one
+moment come back so."""
 
 
 @asynccontextmanager
@@ -87,7 +88,7 @@ class Node:
         """`bus` stays the caller's."""
         self.node_id = uuid7(now_ms())
         self._bus = bus
-        telemetry = Telemetry(version=__version__)
+        self._telemetry = telemetry = Telemetry(version=__version__)
         telemetry.follow("redis", bus.scripts.breaker)
         self._wheel = Wheel(time.monotonic, report)
         self._hub = Hub(
@@ -99,7 +100,7 @@ class Node:
             now_ms=now_ms,
             wheel=self._wheel,
             report=report,
-            times=HubTimes(resume_grace_s=limits.resume_grace_s),
+            times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
         )
         self._beat = Beat(
             deadlines=bus.deadlines,
@@ -107,6 +108,8 @@ class Node:
             clock=time.monotonic,
             on_nodes=self._hub.heard,
             report=report,
+            lease_s=limits.node_lease_s,
+            interval_s=min(1.0, limits.node_lease_s / 10),
         )
         self._sweep = Sweep(
             deadlines=bus.deadlines,
@@ -114,8 +117,11 @@ class Node:
             queue=bus.runs,
             probe=telemetry,
             beat=self._beat,
+            adopt=self._hub.take_home,
             report=report,
             lease_s=limits.lease_s,
+            grace_s=limits.resume_grace_s,
+            node_lease_s=limits.node_lease_s,
         )
         service = SessionService(
             sessions=bus.sessions,
@@ -133,7 +139,7 @@ class Node:
             wheel=self._wheel,
             clock=time.monotonic,
         )
-        self._readiness = health.Readiness({"redis": self._ping})
+        self._readiness = health.Readiness({"redis": self._check_redis})
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
@@ -157,10 +163,23 @@ class Node:
             self._readiness.run(),
         ]
 
-    def drain(self) -> None:
-        """The node is about to stop: it is not ready any more, and sends its clients away."""
+    @property
+    def open_sockets(self) -> int:
+        """WebSockets that are not gone."""
+        return self._edge.open_sockets
+
+    def drain(self, window_s: float) -> None:
+        """The node is about to stop: it is not ready any more, takes no new sockets, and sends its
+        clients away, spread over time and between runs. After the window comes `evacuate`.
+        """
         self._readiness.draining = True
-        self._edge.drain("stopping", spread_s=COME_BACK_S)
+        self._telemetry.draining()
+        self._hub.drain()
+        self._edge.drain(min(SPREAD_S, window_s / 2))
+
+    def evacuate(self) -> None:
+        """Sends away at once who is still there."""
+        self._edge.evacuate(SPREAD_S)
 
     async def leave(self) -> None:
         """Gives up what this node holds, once its sockets are gone."""
@@ -168,8 +187,10 @@ class Node:
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
 
-    async def _ping(self) -> None:
+    async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
+        if not self._bus.notices.up:
+            raise Unavailable("the subscriber is not connected")
 
 
 async def serve_agent(

@@ -169,7 +169,7 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
             open_bus(url, limits, ack_replicas=settings.ack_replicas) as bus,
         ):
             if not with_demo:
-                await serve_node(bus, limits, listener, stopper.on_stop)
+                await serve_node(bus, limits, listener, stopper.on_stop, drain_s=settings.drain_s)
                 return
             demo = _DemoWorker(url)
             demo.start()
@@ -177,7 +177,8 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
                 async with asyncio.TaskGroup() as group:
                     watching = group.create_task(demo.watch())
                     typer.echo(f"chat at {url_of(listener)} - Ctrl-C ends everything", err=True)
-                    await serve_node(bus, limits, listener, stopper.on_stop)
+                    # There is no other node to go to.
+                    await serve_node(bus, limits, listener, stopper.on_stop, drain_s=0)
                     watching.cancel()
             finally:
                 await demo.stop()

@@ -3,13 +3,13 @@
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from loguru import logger
-from starlette.types import ASGIApp
 
 from gateway.app import Node
 from gateway.bus.bus import Bus
@@ -21,6 +21,8 @@ from protocol.codec import MAX_CLIENT_FRAME_BYTES
 PING_INTERVAL_S = 25.0
 PING_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5
+_FAREWELL_S = 1.0
+"""So long clients may take to answer the close frame, before sockets are closed without that."""
 _BACKLOG = 2048
 
 
@@ -74,7 +76,19 @@ def url_of(listener: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: the process decides when to stop."""
+    """uvicorn's server without its signal handlers, which drains its node before it ends.
+
+    uvicorn closes all sockets at one moment, and only then tells the application, by its lifespan,
+    that the end has come. So it is told to exit when the node has been drained, not before.
+    """
+
+    def __init__(self, config: uvicorn.Config, node: Node, drain_s: float) -> None:
+        """`drain_s` bounds the time for which clients may go on with what they do."""
+        super().__init__(config)
+        self._node = node
+        self._drain_s = drain_s
+        self._drains_until: float | None = None
+        self._exits_at: float | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -82,17 +96,43 @@ class Server(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Ends the sockets and returns from `serve`; a second call does not wait for them."""
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
+        """Drains the node, then ends the sockets and returns from `serve`.
+
+        A second call ends the draining, a third does not wait for anybody.
+        """
+        now = time.monotonic()
+        if self._drains_until is None:
+            self._drains_until = now + self._drain_s
+            self._node.drain(self._drain_s)
+            logger.bind(sockets=self._node.open_sockets, window_s=self._drain_s).info(
+                "gateway is stopping"
+            )
+        elif self._exits_at is None:
+            self._drains_until = now
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second: exits when the draining is over."""
+        if self._drains_until is not None and self._is_drained(self._drains_until):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _is_drained(self, until: float) -> bool:
+        now = time.monotonic()
+        if not self._node.open_sockets:
+            return True
+        if self._exits_at is None and now >= until:
+            self._exits_at = now + _FAREWELL_S
+            self._node.evacuate()
+        return self._exits_at is not None and now >= self._exits_at
 
 
-def create_server(app: ASGIApp) -> Server:
-    """A server for the application, to be given a bound socket."""
+def create_server(node: Node, drain_s: float) -> Server:
+    """A server for the node, to be given a bound socket."""
     return Server(
         uvicorn.Config(
-            app,
+            node.app,
             loop="uvloop",
             http=HttpProtocol,
             ws=WebSocketProtocol,
@@ -106,22 +146,24 @@ def create_server(app: ASGIApp) -> Server:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-        )
+        ),
+        node,
+        drain_s,
     )
 
 
 async def serve_node(
-    bus: Bus, limits: Limits, listener: socket.socket, on_stop: Callable[[Callable[[], None]], None]
+    bus: Bus,
+    limits: Limits,
+    listener: socket.socket,
+    on_stop: Callable[[Callable[[], None]], None],
+    *,
+    drain_s: float,
 ) -> None:
     """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
     node = Node(bus, limits)
-    server = create_server(node.app)
-
-    def stop() -> None:
-        node.drain()
-        server.stop()
-
-    on_stop(stop)
+    server = create_server(node, drain_s)
+    on_stop(server.stop)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(part) for part in node.background()]
         logger.bind(url=url_of(listener), node=node.node_id).info("gateway is ready")

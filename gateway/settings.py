@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(validation_alias="GATEWAY_PORT", ge=0, le=65535)] = 8000
     data_dir: Annotated[Path, Field(validation_alias="GATEWAY_DATA_DIR")] = Path(".nooble")
     redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
+    drain_s: Annotated[float, Field(validation_alias="GATEWAY_DRAIN_S", ge=0)] = 60.0
     ack_replicas: Annotated[int, Field(validation_alias="GATEWAY_ACK_REPLICAS", ge=0)] = 0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],

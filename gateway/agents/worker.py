@@ -50,6 +50,7 @@ class Worker:
         poll_s: how often to look for runs although nothing rang.
         presence_s: how often to say that this worker lives.
         window_s: how long the SDK gathers deltas.
+        patience_s: how long an agent may go on after the end of its run.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Worker:
         poll_s: float = 1.0,
         presence_s: float = 5.0,
         window_s: float = 0.04,
+        patience_s: float = 5.0,
     ) -> None:
         self._agent = agent
         self._queue = queue
@@ -76,6 +78,7 @@ class Worker:
         self._poll_s = poll_s
         self._presence_s = presence_s
         self._window_s = window_s
+        self._patience_s = patience_s
         # What is ours: from `take` to the end, the claim included.
         self._refs: set[RunRef] = set()
         self._executions: set[Execution] = set()
@@ -168,7 +171,7 @@ class Worker:
     async def _claim_and_run(self, ref: RunRef) -> Following:
         lease_until = self._now() + self._lease_s
         claim = await persist(
-            lambda: self._queue.claim(ref, self._worker_id),
+            lambda: self._queue.claim(ref, self._worker_id, restartable=self._agent.restartable),
             lambda: lease_until if self._grace_s is None else -math.inf,
         )
         if claim is None:
@@ -189,6 +192,7 @@ class Worker:
             claim,
             self._queue,
             window_s=self._window_s,
+            patience_s=self._patience_s,
         )
         self._executions.add(execution)
         if self._grace_s is not None:

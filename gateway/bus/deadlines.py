@@ -11,8 +11,6 @@ from gateway.bus.sessions import encode_limits
 from gateway.session.model import Advanced, AgentInfo, Due, Ending, Limits, RunRef
 from protocol.frames import Cursor
 
-_NODE_TTL_MS = 10_000
-
 
 class RedisDeadlines:
     """See `gateway.session.ports.Deadlines`."""
@@ -23,8 +21,10 @@ class RedisDeadlines:
         self._directory = directory
         self._max_attempts = limits.max_attempts
         self._limits = encode_limits(limits)
+        self._node_lease_ms = int(limits.node_lease_s * 1000)
         # A dead node must be known as such for as long as a session may name it as its home.
         self._forget_ms = int(limits.session_ttl_s * 2000) + 3_600_000
+        self._node = ""
         self._alive: list[str] = []
         self._offset_ms: float | None = None
 
@@ -55,6 +55,7 @@ class RedisDeadlines:
             due.ref.run_id,
             self._max_attempts,
             self._limits,
+            self._node,
             *self._alive,
         )
         match action:
@@ -74,6 +75,9 @@ class RedisDeadlines:
                     first_seq=int(first_seq),
                     cursor=Cursor(epoch.decode(), int(seq)),
                 )
+            case b"adopt":
+                user, home = (item.decode() for item in rest)
+                return Advanced(adopt=True, user=user, dead_home=home)
             case b"expired":
                 agent, created_ms, now_ms = (item.decode() for item in rest)
                 return Advanced(
@@ -108,8 +112,9 @@ class RedisDeadlines:
         Asked even while Redis is known to be away: it is how a node learns that it is back.
         """
         now_ms, *answer = await self._scripts.call(
-            "beat", keys.NODES, node, _NODE_TTL_MS, self._forget_ms, probe=True
+            "beat", keys.NODES, node, self._node_lease_ms, self._forget_ms, probe=True
         )
+        self._node = node
         self._offset_ms = int(now_ms) - time.monotonic() * 1000
         nodes = {
             name.decode(): bool(alive)

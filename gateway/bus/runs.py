@@ -1,6 +1,7 @@
 """`RunQueue` on Redis: from accepted runs to workers, and a run's life in their hands."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 from gateway.bus import keys
 from gateway.bus.scripts import Argument, Scripts
 from gateway.bus.sessions import encode_limits
+from gateway.session.ids import uuid7
 from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
 
 _SLACK_S = 60.0
@@ -44,7 +46,9 @@ class RedisRuns:
         answer = await self._scripts.call("take", keys.waiting(agent), count)
         return [keys.parse_reference(item.decode()) for item in answer]
 
-    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
+    async def claim(
+        self, ref: RunRef, worker_id: str, *, restartable: bool = False
+    ) -> Claim | None:
         """Makes the run ours, or None when it is over, cancelled or another's."""
         answer = await self._call(
             "claim",
@@ -53,6 +57,7 @@ class RedisRuns:
             self._lease_ms,
             int(self._limits.run_timeout_s * 1000),
             self._encoded_limits,
+            int(restartable),
         )
         if not answer:
             return None
@@ -134,5 +139,6 @@ def finish_arguments(ending: Ending, limits: bytes) -> list[Argument]:
         ending.state or b"",
         ending.code,
         limits,
+        uuid7(time.time_ns() // 1_000_000),
         *ending.messages,
     ]

@@ -20,7 +20,7 @@ from gateway.session.model import (
     SessionView,
     SnapshotSource,
 )
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 
 def encode_limits(limits: Limits) -> bytes:
@@ -28,6 +28,7 @@ def encode_limits(limits: Limits) -> bytes:
     return msgspec.json.encode(
         {
             "pending_runs": limits.pending_runs,
+            "max_attempts": limits.max_attempts,
             "log_bytes": limits.log_bytes,
             "transcript_messages": limits.transcript_messages,
             "transcript_bytes": limits.transcript_bytes,
@@ -36,8 +37,10 @@ def encode_limits(limits: Limits) -> bytes:
             "queue_wait_ms": int(limits.queue_wait_s * 1000),
             "interrupt_ttl_ms": int(limits.interrupt_ttl_s * 1000),
             "cancel_grace_ms": int(limits.cancel_grace_s * 1000),
+            "resume_grace_ms": int(limits.resume_grace_s * 1000),
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
+            "node_lease_ms": int(limits.node_lease_s * 1000),
             "journal_entries": limits.journal_entries,
         }
     )
@@ -75,6 +78,8 @@ class RedisSessions:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
         answer = await self._call(
@@ -87,6 +92,8 @@ class RedisSessions:
             dead_home,
             new_epoch(),
             self._limits,
+            on_detach,
+            int(attending),
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (
@@ -94,7 +101,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[11::2], answer[12::2], strict=True)
+            for run_id, status in zip(answer[13::2], answer[14::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -106,9 +113,11 @@ class RedisSessions:
             interrupts=msgspec.json.decode(answer[9] or b"[]", type=list[dict[str, Any]]),
             pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
             home=home,
+            home_seq=int(answer[12]),
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
+            on_detach="cancel" if answer[11] == b"cancel" else "continue",
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -186,9 +195,9 @@ class RedisSessions:
             open_run=open_run.decode(),
         )
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
-        """Gives up the home, to another node or to nobody."""
-        return bool((await self._call("leave", key, node, to))[0])
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
+        """Gives up the home."""
+        return bool((await self._call("leave", key, node, counted_seq))[0])
 
 
 def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:

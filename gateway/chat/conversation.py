@@ -21,6 +21,7 @@ from gateway.client import (
     Session,
     SessionEvent,
 )
+from protocol.codes import CloseCode
 from protocol.frames import JsonObject, Reset, RunInfo
 
 HELP = "(/cancel or Ctrl-C stops an answer, /quit or Ctrl-D leaves)"
@@ -125,6 +126,9 @@ class Conversation:
                 for message in self._session.messages[-1:]:
                     self._show_message(message)
                 self._ready_for_input()
+            case Lost(code=CloseCode.RESTART) if self._connected:
+                self._connected = False
+                screen.note("(the gateway restarts; reconnecting", end="")
             case Lost(reason=reason) if self._connected:
                 self._connected = False
                 why = f": {reason}" if reason else ""

@@ -144,6 +144,14 @@ class Connection:
         self._outbox.put(encode(frame))
         self._outbox.finish(CloseCode.RESTART)
 
+    def send_away_between_runs(self, frame: GoAway) -> None:
+        """The node is going to stop: now, or when the open run of the session has ended."""
+        attachment = self._attachment
+        if attachment is not None and attachment.feed.runs:
+            attachment.on_run_end = lambda: self.send_away(frame)
+        else:
+            self.send_away(frame)
+
     # --- out --------------------------------------------------------------------------------------
 
     def _flush_soon(self) -> None:
@@ -274,7 +282,9 @@ class Connection:
         if frame.session_id is not None:
             view = await edge.service.find(who, frame.session_id)
         elif frame.agent is not None and frame.after is None:
-            view = await edge.service.create(who, frame.agent, frame.metadata)
+            view = await edge.service.create(
+                who, frame.agent, frame.metadata, on_detach=frame.on_detach
+            )
         else:
             raise Refused(ErrorCode.BAD_FRAME, "a new session has no cursor", param="after")
         self._exit.enter_context(log_context(session_id=view.key.session_id))

@@ -21,7 +21,7 @@ from gateway.session.ports import Directory
 from gateway.session.service import SessionService
 from protocol.codec import ProtocolError, check_depth
 from protocol.codes import ErrorCode
-from protocol.frames import AgentName, JsonObject
+from protocol.frames import AgentName, JsonObject, OnDetach
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_KEY_LENGTH = 255
@@ -33,6 +33,7 @@ class SessionCreate(msgspec.Struct, frozen=True):
     agent_id: AgentName
     user_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     metadata: JsonObject | None = None
+    on_detach: OnDetach = "continue"
 
 
 _decode = msgspec.json.Decoder(SessionCreate).decode
@@ -58,6 +59,7 @@ def routes(
                     body.agent_id,
                     body.metadata,
                     session_id=idempotent_id(who, request.headers),
+                    on_detach=body.on_detach,
                 )
             except Refused as refused:
                 if refused.param == "agent":

@@ -1,6 +1,7 @@
 """`/ws`: the handshake, and the connections that it lets in."""
 
 import random
+from functools import partial
 
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
@@ -8,14 +9,20 @@ from starlette.types import Receive, Scope, Send
 from gateway.edges.connection import Connection, ConnectionLimits, Edge
 from gateway.edges.principal import Authenticate, anonymous
 from gateway.edges.problem import problem
-from gateway.session.errors import Unavailable
+from gateway.session.errors import Refused
 from gateway.session.hub import Hub
 from gateway.session.ports import Clock, Probe
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from protocol import SUBPROTOCOL
-from protocol.codes import CloseCode
+from protocol.codes import CloseCode, ErrorCode
 from protocol.frames import GoAway
+
+BRIEFLY_S = 0.5
+"""Within this time a client comes back that was sent away at a moment of its own."""
+
+REFUSED_S = 5.0
+"""Within this time a client comes again that was refused by a node which stops."""
 
 
 class WebSocketEdge:
@@ -49,17 +56,33 @@ class WebSocketEdge:
         """Connections that are not gone, those before `open` included."""
         return len(self._connections)
 
-    def drain(self, reason: str, spread_s: float) -> None:
-        """Refuses new sockets, and sends everybody away to come back spread over that time."""
+    def drain(self, spread_s: float) -> None:
+        """Refuses new sockets, and sends each client away at a moment of its own within that time:
+        then, or when the run ends that is open in its session.
+        """
         self._draining = True
-        for connection in list(self._connections):
-            delay_ms = int(random.random() * spread_s * 1000)
-            connection.send_away(GoAway(reason, delay_ms))
+        for connection in self._connections:
+            # They leave spread already, so they may come back at once, or nearly so.
+            frame = _go_away(BRIEFLY_S)
+            self._edge.wheel.after(
+                random.random() * spread_s,
+                partial(connection.send_away_between_runs, frame),
+            )
+
+    def evacuate(self, spread_s: float) -> None:
+        """Sends away everybody at once, in mid-answer, to come back spread over that time."""
+        self._draining = True
+        for connection in self._connections:
+            connection.send_away(_go_away(spread_s))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if self._draining:
-            refused = Unavailable("this node is stopping")
+            # Another node takes it, once whoever distributes clients knows; not all at one moment.
+            retry_ms = int(random.random() * REFUSED_S * 1000) + 1
+            refused = Refused(
+                ErrorCode.UNAVAILABLE, "this node is stopping", retry_after_ms=retry_ms
+            )
             await problem(refused)(scope, receive, send)
             return
         await receive()  # websocket.connect
@@ -72,10 +95,16 @@ class WebSocketEdge:
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None})
         connection = Connection(self._edge, scope, receive)
         self._connections.add(connection)
+        if self._draining:  # since we asked
+            connection.send_away(_go_away(BRIEFLY_S))
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
+
+
+def _go_away(spread_s: float) -> GoAway:
+    return GoAway("stopping", int(random.random() * spread_s * 1000))
 
 
 def routes(edge: WebSocketEdge) -> list[WebSocketRoute]:

@@ -21,14 +21,15 @@ class Beat:
         deadlines: Deadlines,
         node: str,
         clock: Clock,
-        on_nodes: Callable[[dict[str, bool], bool], None],
+        on_nodes: Callable[[dict[str, bool], bool, float], None],
         report: Callable[[str, Exception], None],
+        lease_s: float = 10.0,
         interval_s: float = 1.0,
-        gap_s: float = 5.0,
     ) -> None:
-        """`on_nodes` hears which nodes live, and whether there was an interruption.
+        """`on_nodes` hears which nodes live, whether there was an interruption, and until when (by
+        the clock) the others take this one for alive: `lease_s` from a beat on.
 
-        More than `gap_s` from beat to beat is one; it is well below a node's ttl.
+        An interruption is more than half of that from beat to beat.
         """
         self._deadlines = deadlines
         self._node = node
@@ -36,7 +37,8 @@ class Beat:
         self._on_nodes = on_nodes
         self._report = report
         self._interval_s = interval_s
-        self._gap_s = gap_s
+        self._lease_s = lease_s
+        self._gap_s = lease_s / 2
         self._beaten_at: float | None = None
         self._steady_from = 0.0
         self._doubted = False
@@ -83,4 +85,4 @@ class Beat:
         if interrupted:
             self._steady_from = now
         self._beaten_at, self._doubted = began, False
-        self._on_nodes(nodes, interrupted)
+        self._on_nodes(nodes, interrupted, began + self._lease_s)

@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from gateway.session.beat import Beat
-from gateway.session.errors import Fenced, Unavailable
+from gateway.session.errors import Fenced, Refused, Unavailable
 from gateway.session.log import Moved, events_of, read_stretch
-from gateway.session.model import Advanced, Due, Ending, RunRef
+from gateway.session.model import Advanced, Due, Ending, RunRef, SessionKey
 from gateway.session.ports import Deadlines, Probe, RunQueue, Sessions
 from protocol.events import RunError, encode_event
 from protocol.transcript import Transcript
@@ -32,7 +32,8 @@ class Sweep:
     """One node's sweeps, once a second. A sweep is bounded, and one bad item stops no other.
 
     While Redis was away no worker could renew its lease: after an interruption, and at the start
-    of a node, which cannot know, nobody's lease is judged before one full lease has passed.
+    of a node, which cannot know, nobody's lease is judged before one full lease has passed. Nor
+    is it said of a session that its clients are gone before one full resume grace has.
     """
 
     def __init__(
@@ -43,21 +44,31 @@ class Sweep:
         queue: RunQueue,
         probe: Probe,
         beat: Beat,
+        adopt: Callable[[SessionKey, str, str], Awaitable[None]],
         report: Callable[[str, Exception], None],
         lease_s: float = 30.0,
+        grace_s: float = 120.0,
+        node_lease_s: float = 10.0,
         interval_s: float = 1.0,
     ) -> None:
-        """`beat` tells for how long Redis has been there."""
+        """`beat` tells for how long Redis has been there; `adopt` takes a home, see `hub`."""
         self._deadlines = deadlines
         self._sessions = sessions
         self._queue = queue
         self._probe = probe
         self._beat = beat
+        self._adopt = adopt
         self._report = report
         # What is judged by who lives waits until Redis has been there for so long.
-        self._patience_s = {"lease": lease_s, "expiry": 0.0}
+        self._patience_s = {
+            "lease": lease_s,
+            "detach": grace_s,
+            "expiry": node_lease_s,
+            "home": node_lease_s,
+        }
         self._interval_s = interval_s
         self._postponed = 0
+        self._unanswered: dict[tuple[str, RunRef], Due] = {}
 
     async def run(self) -> None:
         """Sweeps until it is cancelled."""
@@ -77,7 +88,9 @@ class Sweep:
             Unavailable: Redis does not answer, which counts as an interruption.
         """
         try:
-            dues = await self._deadlines.due(min(BATCH + self._postponed, MOST))
+            found = await self._deadlines.due(min(BATCH + self._postponed, MOST))
+            # One of each: what is not due any more must not be asked for twice.
+            dues = list(({(due.kind, due.ref): due for due in found} | self._unanswered).values())
             random.shuffle(dues)  # or one for which Redis never answers would hide those behind it
             self._postponed = 0
             for due in dues:
@@ -93,11 +106,13 @@ class Sweep:
 
     async def _act(self, due: Due) -> None:
         try:
-            advanced = await self._deadlines.advance(due)
+            advanced = await self._advance(due)
             if advanced.completed:
                 seconds = max(0, advanced.now_ms - advanced.created_ms) / 1000
                 session = self._probe.session(due.ref.tenant, advanced.agent)
                 session.completed("expired", seconds)
+            if advanced.adopt:
+                await self._adopt(due.ref.session, advanced.user, advanced.dead_home)
             following = advanced.dispatch
             if advanced.end:
                 following = await self._end(due.ref, advanced)
@@ -105,13 +120,24 @@ class Sweep:
                 await self._queue.dispatch(following, advanced.agent)
         except Unavailable:
             raise
+        except Refused:
+            pass  # the session to adopt has ended
         except Exception as error:  # noqa: BLE001 - the others are due, too
             self._report(f"the deadline {due.kind} of a run could not be acted on", error)
+
+    async def _advance(self, due: Due) -> Advanced:
+        """Asks again for an expiry whose answer was lost: only this node would be told of it."""
+        mark = (due.kind, due.ref)
+        if due.kind == "expiry":
+            self._unanswered[mark] = due
+        advanced = await self._deadlines.advance(due)
+        self._unanswered.pop(mark, None)
+        return advanced
 
     async def _end(self, ref: RunRef, advanced: Advanced) -> RunRef | None:
         try:
             said = await self._said(ref, advanced)
-            ending = forced_ending(advanced.end, said)
+            ending = forced_ending(advanced.end, said, advanced.attempt)
             return await self._deadlines.end_by_force(
                 ref, advanced.attempt, advanced.ordinal, advanced.end, ending
             )
@@ -132,10 +158,12 @@ class Sweep:
         return said
 
 
-def forced_ending(code: str, said: Transcript) -> Ending:
+def forced_ending(code: str, said: Transcript, attempt: int = 1) -> Ending:
     """The end of a run that nobody can finish: what it said so far is kept, marked incomplete."""
     said.mark_incomplete()
     message = _MESSAGES.get(code, "the run was ended by force")
+    if code == "worker_lost" and attempt > 1:
+        message += f" (attempt {attempt})"
     return Ending(
         kind="X",
         event=encode_event(RunError(message, code)),

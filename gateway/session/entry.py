@@ -21,7 +21,7 @@ N     a notice in the log that belongs to no live run (an interrupt was abandone
 
 Fields that do not apply are `-`. `role` is `assistant` when the ended run left a message; `code` is
 why it failed (`X` only).
-A push that is no entry starts with `!`: `!reset epoch` and `!ended`, see `Control`.
+A push that is no entry starts with `!`: `!reset epoch`, `!ended`, `!home`, see `Control`.
 """
 
 from typing import NamedTuple
@@ -49,7 +49,8 @@ class Entry(NamedTuple):
 class Control(NamedTuple):
     """A push that is not in the log.
 
-    `name` is `reset` (the log has a new epoch: `detail`) or `ended` (the session is over).
+    `name` is `reset` (the log has a new epoch: `detail`), `ended` (the session is over) or `home`
+    (the session has no home any more).
     """
 
     name: str

@@ -17,7 +17,20 @@ from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, SessionProbe
 from gateway.session.wheel import Timer
 from protocol.codes import CloseCode
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
+
+
+class Lease:
+    """Until when this node counts as alive for the others, by the clock.
+
+    After that, until it has asked, it cannot know whether its homes are its own.
+    """
+
+    __slots__ = ("until",)
+
+    def __init__(self) -> None:
+        self.until = float("inf")
+
 
 AHEAD_BYTES = 256 * 1024
 """Pushes that wait while a gap before them is read from the log."""
@@ -30,9 +43,10 @@ class Attachment:
         epoch, seq: the last event that was queued for it.
         resumed: False when it began with a snapshot.
         staged: what it begins with, in order: frames, and entries of the log.
+        on_run_end: called after a run's last event was queued, while somebody waits for that.
     """
 
-    __slots__ = ("epoch", "feed", "outbox", "resumed", "seq", "staged")
+    __slots__ = ("epoch", "feed", "on_run_end", "outbox", "resumed", "seq", "staged")
 
     def __init__(self, feed: "Feed", outbox: Outbox) -> None:
         self.feed = feed
@@ -41,6 +55,7 @@ class Attachment:
         self.seq = 0
         self.resumed = False
         self.staged: list[bytes | Entry] = []
+        self.on_run_end: Callable[[], None] | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -85,6 +100,9 @@ class Feed:
         runs: runs that are not over, as far as this node knows.
         home: True while this node counts the session.
         home_node: who does, when last heard.
+        home_seq: as home, this node counts what comes after it.
+        uncounted: what passed after `first` and up to `last` (None: all) is this node's to count,
+            and was not: the hub reads it from the log.
         stale: the log may hold more than has passed; the hub is to look.
         unread: nobody has read the log since the subscription was made.
         verify_home: the hub is to ask who the home is.
@@ -101,8 +119,10 @@ class Feed:
         *,
         clock: Clock,
         now_ms: Callable[[], int],
+        lease: Lease,
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
+        on_gap: Callable[[], None],
         on_run_end: Callable[[str, str, str, str], None],
     ) -> None:
         self.key: SessionKey = view.key
@@ -115,6 +135,9 @@ class Feed:
         self.runs = {run.run_id for run in view.runs}
         self.home = False
         self.home_node = view.home
+        self.on_detach: OnDetach = view.on_detach
+        self.home_seq = view.home_seq
+        self.uncounted: tuple[int, int | None] | None = None
         self.home_asked_at = self.active_at = clock()
         self.left_at: float | None = None
         self.stale = False
@@ -126,11 +149,13 @@ class Feed:
         self.queued = False
         self.subscription: AbstractAsyncContextManager[None] | None = None
         self.check: Timer | None = None
-        self.gaps = 0
         self._clock = clock
         self._now_ms = now_ms
+        self._lease = lease
+        self._sure = True
         self._on_stale = on_stale
         self._on_busy = on_busy
+        self._on_gap = on_gap
         self._on_run_end = on_run_end
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
@@ -146,19 +171,22 @@ class Feed:
         return self.home or bool(self.attachments)
 
     @property
-    def gone_code(self) -> CloseCode:
-        """How sockets are closed once Redis knows no such session."""
-        return CloseCode.SESSION_ENDED if self.over else CloseCode.UNKNOWN_SESSION
+    def attends(self) -> bool:
+        """True while Redis must hear of its clients, or the session's runs are cancelled."""
+        return self.on_detach == "cancel" and bool(self.attachments)
 
     # --- events come in ---------------------------------------------------------------------------
 
     def on_push(self, data: bytes) -> None:
         """A push of the session's channel."""
         self.active_at = self._clock()
+        self._sure = self.active_at < self._lease.until
         pushed = parse_push(data)
         if isinstance(pushed, list):
             for entry in pushed:
                 self._offer(entry)
+        elif pushed.name == "home":
+            self.ask_home()
         else:  # `reset`, `ended`: the log says the rest
             self.over = self.over or pushed.name == "ended"
             self.look()
@@ -178,6 +206,7 @@ class Feed:
     def absorb(self, raw_entries: list[bytes]) -> int:
         """Entries read from the log pass as if pushed. Answers how many were news."""
         before = self.last_seq
+        self._sure = self._clock() < self._lease.until
         for raw in raw_entries:
             entry = read_entry(raw)
             if entry.seq == self.last_seq + 1:
@@ -188,6 +217,8 @@ class Feed:
     def restart(self, cursor: Cursor) -> None:
         """The log cannot be continued from here: go on at its head; everybody reads for himself."""
         self.epoch, self.last_seq = cursor.epoch, cursor.seq
+        self.home_seq = min(self.home_seq, cursor.seq)
+        self.uncounted = None
         self._ahead.clear()
         self._ahead_bytes = 0
         for attachment in self.attachments:
@@ -202,7 +233,7 @@ class Feed:
             self._drain_ahead()
         elif entry.seq > self.last_seq:
             if not self._ahead and not self.unread:
-                self.gaps += 1
+                self._on_gap()
             self._keep_ahead(entry)
             self.look()
 
@@ -232,8 +263,9 @@ class Feed:
                 attachment.seq = seq
         if entry.kind != "E":
             self._turn(entry)
-        if self.home and (entry.output_tokens or entry.input_tokens):
-            self.probe.tokens(entry.output_tokens, entry.input_tokens)
+            self._pass_by_home(entry)
+        elif entry.output_tokens:
+            self._pass_by_home(entry)
 
     def _turn(self, entry: Entry) -> None:
         """A run begins or ends."""
@@ -241,11 +273,12 @@ class Feed:
             self.expect(entry.run_id)
         elif entry.kind in TERMINAL_KINDS:
             self.runs.discard(entry.run_id)
+            for attachment in self.attachments:
+                if attachment.on_run_end is not None:
+                    attachment.on_run_end()
             self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
             if self.over:
                 self.look()
-            if self.home:
-                self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
 
     def expect(self, run_id: str) -> None:
         """A run is on its way."""
@@ -261,15 +294,52 @@ class Feed:
 
     # --- the home ---------------------------------------------------------------------------------
 
-    def set_home(self, home: bool) -> None:
-        """This node counts the session from now on, or no more."""
-        if home == self.home:
-            return
-        self.home = home
-        if home:
+    @property
+    def counted_seq(self) -> int:
+        """As home, this node has counted so far."""
+        return self.last_seq if self.uncounted is None else self.uncounted[0]
+
+    def ask_home(self) -> None:
+        """Asks the hub who the home is."""
+        self.verify_home = True
+        self._on_stale(self)
+
+    def take_home(self, seq: int) -> None:
+        """This node counts the session, and of its events what comes after `seq`."""
+        if not self.home:
+            self.home = True
             self.probe.home_taken()
-        else:
+            self.uncounted = (seq, None) if seq < self.last_seq else None
+        self.home_seq = seq
+
+    def leave_home(self) -> None:
+        """This node counts it no more."""
+        if self.home:
+            self.home = False
             self.probe.home_left()
+
+    def lose_home(self, seq: int) -> None:
+        """Another node took the home, and counts what comes after `seq`; the rest is still ours."""
+        if self.home:
+            first = self.counted_seq
+            self.uncounted = (first, seq) if first < seq else None
+            self.leave_home()
+
+    def count(self, entry: Entry) -> None:
+        """As home."""
+        if entry.output_tokens or entry.input_tokens:
+            self.probe.tokens(entry.output_tokens, entry.input_tokens)
+        if entry.kind in TERMINAL_KINDS:
+            self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
+
+    def _pass_by_home(self, entry: Entry) -> None:
+        if not self.home or self.uncounted is not None or entry.seq <= self.home_seq:
+            return
+        if self._sure:
+            self.count(entry)
+        else:
+            self.uncounted = (entry.seq - 1, None)
+            self.verify_home = True  # the next beat comes after an interruption, and asks
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from protocol.frames import Cursor, RunInfo, SessionState
+from protocol.frames import Cursor, OnDetach, RunInfo, SessionState
 
 Role = Literal["user", "assistant", "tool", "system"]
 
@@ -58,6 +58,7 @@ class Limits:
     resume_grace_s: float = 120.0
     session_ttl_s: float = 24 * 3600
     dispatch_retry_s: float = 2.0
+    node_lease_s: float = 10.0
     journal_entries: int = 100
 
 
@@ -77,8 +78,10 @@ class SessionView:
         interrupts: AG-UI interrupts that await an answer.
         pending_tools: ids of client tool calls that await a result.
         home: the node that counts it, or an empty string.
+        home_seq: that node counts what comes after it.
         created: True when this very call created it.
         homed: True when this very call made the caller its home.
+        on_detach: what happens to its runs when nobody follows it for the resume grace.
     """
 
     key: SessionKey
@@ -90,9 +93,11 @@ class SessionView:
     interrupts: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     pending_tools: list[str] = field(default_factory=list[str])
     home: str = ""
+    home_seq: int = 0
     created_ms: int = 0
     created: bool = False
     homed: bool = False
+    on_detach: OnDetach = "continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +342,10 @@ class Advanced:
         attempt, ordinal: the fence for that call.
         first_seq, cursor: the run's events are in the log from `first_seq` to `cursor`; `first_seq`
             is 0 when it has none.
-        completed: the session expired by this very call (it is counted as completed once).
+        completed: the session expired by this call, or by one of this node whose answer was lost
+            (it is counted as completed once).
+        adopt: `user`'s session wants this node as its home, since `dead_home` is dead or nobody, or
+            since it is this very node, which may not know.
     """
 
     agent: str = ""
@@ -348,5 +356,8 @@ class Advanced:
     first_seq: int = 0
     cursor: Cursor = field(default_factory=lambda: Cursor("", 0))
     completed: bool = False
+    adopt: bool = False
+    user: str = ""
+    dead_home: str = ""
     created_ms: int = 0
     now_ms: int = 0

@@ -26,7 +26,7 @@ from gateway.session.model import (
     SnapshotSource,
     WorkerInfo,
 )
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
 
 
 class Sessions(Protocol):
@@ -47,10 +47,14 @@ class Sessions(Protocol):
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none.
 
-        `dead_home` names a node that is known to be dead: its home is taken over.
+        `dead_home` names a node that is known to be dead: its home is taken over. `attending` says
+        that the node has clients on the session: a session that was created with `on_detach`
+        `cancel` keeps its open run only while some node says so, at least once a resume grace.
         """
         ...
 
@@ -75,7 +79,8 @@ class Sessions(Protocol):
         """The log after a cursor, at most `count` entries and some 256 KiB.
 
         A page may be shorter than `count` while more follows: the end is reached when its last
-        entry is `last_seq`. Works for an ended session, too.
+        entry is `last_seq`. Works for an ended session, too. A cursor ahead of the log proves that
+        Redis lost writes, and a new epoch begins.
         """
         ...
 
@@ -83,8 +88,11 @@ class Sessions(Protocol):
         """All that a newcomer must know, in one consistent read; None when there is no session."""
         ...
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
-        """Gives up the home, to another node or to nobody. True when `node` held it."""
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
+        """Gives up the home, which has counted so far. True when `node` held it.
+
+        Followers get the push `home`.
+        """
         ...
 
 
@@ -129,8 +137,13 @@ class RunQueue(Protocol):
         """At most `count` waiting runs, fairly over the tenants; each must be claimed at once."""
         ...
 
-    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
-        """Makes the run ours, or None when it is over, cancelled or another's."""
+    async def claim(
+        self, ref: RunRef, worker_id: str, *, restartable: bool = False
+    ) -> Claim | None:
+        """Makes the run ours, or None when it is over, cancelled or another's.
+
+        If we are lost after its first event, and it is `restartable`, its end makes a new run.
+        """
         ...
 
     async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
@@ -249,6 +262,14 @@ class Probe(Protocol):
 
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
+        ...
+
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        ...
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
         ...
 
     def breaker_moved(self, service: str, state: int, failures: int) -> None:

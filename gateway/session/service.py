@@ -23,7 +23,7 @@ from gateway.session.model import (
 from gateway.session.ports import Directory, Probe, RunQueue, Sessions
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
-from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, ToolResult
+from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
 
 _encode = msgspec.json.Encoder().encode
 _canonical = msgspec.json.Encoder(order="sorted").encode
@@ -61,13 +61,14 @@ class SessionService:
         metadata: dict[str, Any] | None,
         *,
         session_id: str | None = None,
+        on_detach: OnDetach = "continue",
     ) -> SessionView:
         """A new session; with a `session_id` given, the one that an earlier call made."""
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
         view = await self._sessions.open(
-            key, who.user, node=self._node, agent=agent, metadata=metadata
+            key, who.user, node=self._node, agent=agent, metadata=metadata, on_detach=on_detach
         )
         self._hub.adopt(view)
         if view.created:
@@ -79,9 +80,9 @@ class SessionService:
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
-        """A session of this user."""
+        """A session of this user, for a client that comes to follow it."""
         key = SessionKey(who.tenant, session_id)
-        view = await self._sessions.open(key, who.user, node=self._node)
+        view = await self._sessions.open(key, who.user, node=self._node, attending=True)
         self._hub.adopt(view)
         return view
 
@@ -172,6 +173,8 @@ class SessionService:
             breakers.release(tenant, view.agent)
             if refused.code == ErrorCode.SESSION_ENDED:
                 self._hub.ended(view.key)  # followers may have missed it
+            elif refused.code == ErrorCode.SESSION_NOT_FOUND and self._hub.missing(view.key):
+                raise Unavailable("Redis lost this session; it begins anew") from None
             raise
         if accepted.run_id and accepted.status != "duplicate":
             self._hub.expect_run(view.key, accepted.run_id)

@@ -88,6 +88,19 @@ TOKENS_TOTAL = Counter(
     "Tokens that agents reported, input and output; absent where none were reported.",
     ("tenant_id", "agent_id", "type"),
 )
+DRAINING = Gauge(
+    "draining",
+    "1 from the moment when this node was told to stop: it sends its clients to other nodes.",
+)
+PUBSUB_GAPS_TOTAL = Counter(
+    "pubsub_gaps_total",
+    "Jumps in the numbers of a session's pushed events: one before was lost, or is late.",
+)
+PUBSUB_REPAIRED_EVENTS_TOTAL = Counter(
+    "pubsub_repaired_events_total",
+    "Events that this node read from a session's log, since their push had not come: lost, late, "
+    "or made while the node was not subscribed.",
+)
 CIRCUIT_BREAKER_STATE = Gauge(
     "circuit_breaker_state",
     "0 closed, 1 half-open, 2 open. An agent has a breaker for each tenant: this is the worst.",
@@ -119,6 +132,9 @@ CATALOGUE: tuple[Metric, ...] = (
     MESSAGES_PROCESSED_TOTAL,
     MESSAGE_PROCESSING_SECONDS,
     TOKENS_TOTAL,
+    DRAINING,
+    PUBSUB_GAPS_TOTAL,
+    PUBSUB_REPAIRED_EVENTS_TOTAL,
     CIRCUIT_BREAKER_STATE,
     SERVICE_CONSECUTIVE_FAILURES,
     SERVICE_FAILURE_STREAKS_TOTAL,

@@ -39,6 +39,9 @@ class Telemetry:
         self._agents = _LabelValues(max_agents, overflow)
         self._by_tenant: dict[str, _TenantMetrics] = {}
         self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
+        self._draining = self._series.gauge(catalogue.DRAINING)
+        self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
+        self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._by_service: dict[str, _ServiceMetrics] = {}
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
@@ -50,6 +53,14 @@ class Telemetry:
         """It is gone."""
         self._of_tenant(self._tenants.find(tenant)).connections.add(-1)
 
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        self._gaps.inc()
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
+        self._repaired.inc(events)
+
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
@@ -59,6 +70,10 @@ class Telemetry:
             self._by_session[labels] = found
             self._of_service(f"agent:{labels[1]}")
         return found
+
+    def draining(self) -> None:
+        """This node is about to stop."""
+        self._draining.set(1)
 
     def follow(self, service: str, breaker: Breaker) -> None:
         """Shows a breaker of the node's own, from now on."""

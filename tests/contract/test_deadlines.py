@@ -1,11 +1,14 @@
 """Every run ends, whatever dies: each kind of due time, acted on by any node, again and again."""
 
+import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 from support.bus import QUICK, connected_bus
 from support.talk import Talk
 
+from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.session.errors import Fenced, Refused
 from gateway.session.model import AgentInfo, WorkerInfo
@@ -30,8 +33,10 @@ async def test_a_run_whose_node_died_before_dispatch_is_dispatched_again(talk: T
 
 
 async def test_a_claimed_run_is_dispatched_no_more(talk: Talk) -> None:
-    await talk.running()
-    assert "dispatch" not in {due.kind for due in await talk.bus.deadlines.due(100)}
+    claim = await talk.running()
+    await talk.due("lease")  # later than that of the dispatch would have been
+    dues = await talk.bus.deadlines.due(1000)
+    assert "dispatch" not in {due.kind for due in dues if due.ref == claim.ref}
 
 
 async def test_a_run_that_nobody_serves_ends(talk: Talk) -> None:
@@ -137,17 +142,55 @@ async def test_an_unanswered_question_expires_and_the_next_run_begins(talk: Talk
     assert caught.value.code is ErrorCode.INTERRUPT_EXPIRED
 
 
-async def test_a_session_expires_once_when_its_home_is_gone(talk: Talk) -> None:
-    await talk.bus.deadlines.beat("another node")
+async def test_a_session_expires_once_when_its_home_is_gone(redis_url: str, talk: Talk) -> None:
+    """Guarantee 9: counted by one node, which is told again when it did not hear the answer."""
+    await talk.bus.deadlines.beat("one node")
     due = await talk.due("expiry")
-    advanced = await talk.bus.deadlines.advance(due)
-    assert advanced.completed
-    assert not (await talk.bus.deadlines.advance(due)).completed
+    async with connected_bus(redis_url, QUICK) as other_node:
+        await other_node.deadlines.beat("another node")
+        first = await talk.bus.deadlines.advance(due)
+        assert first.completed
+        assert not (await other_node.deadlines.advance(due)).completed
+        assert await talk.bus.deadlines.advance(due) == first
     with pytest.raises(Refused) as caught:
         await talk.open(agent=None)
     assert caught.value.code is ErrorCode.SESSION_NOT_FOUND
-    leftover = await talk.bus.client.keys(f"*{talk.key.session_id}*")
-    assert leftover == []
+    [leftover] = await talk.bus.client.keys(f"*{talk.key.session_id}*")
+    assert 0 < await talk.bus.client.pttl(leftover) <= 3_600_000
+
+
+async def test_of_many_nodes_one_makes_a_session_expire(redis_url: str, talk: Talk) -> None:
+    """Guarantee 9."""
+    due = await talk.due("expiry")
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(connected_bus(redis_url, QUICK)) for _ in range(4)]
+        for number, node in enumerate(nodes):
+            await node.deadlines.beat(f"node {number}")
+        advances = await asyncio.gather(*(node.deadlines.advance(due) for node in nodes * 5))
+    counted = {number % 4 for number, advanced in enumerate(advances) if advanced.completed}
+    assert len(counted) == 1
+
+
+async def test_an_open_run_asks_for_a_home(redis_url: str, talk: Talk) -> None:
+    """Guarantee 9: a session with an open run always has a home, whoever dies."""
+    claim = await talk.running()
+    async with connected_bus(redis_url, QUICK) as other_node:
+        await talk.bus.deadlines.beat(talk.node)
+        await other_node.deadlines.beat("other")
+        due = await talk.due("home")
+        assert not (await other_node.deadlines.advance(due)).adopt, "its home lives"
+        due = await talk.due("home")
+        own = await talk.bus.deadlines.advance(due)
+        assert (own.adopt, own.user, own.dead_home) == (True, talk.user, talk.node)
+        await talk.bus.deadlines.leave(talk.node)
+        await other_node.deadlines.beat("other")
+        due = await talk.due("home")
+        orphan = await other_node.deadlines.advance(due)
+        assert (orphan.adopt, orphan.user, orphan.dead_home) == (True, talk.user, talk.node)
+    await talk.finish(claim)
+    due_times = keys.due(keys.partition(talk.key))
+    member = f"home|acme:{talk.key.session_id}|{claim.ref.run_id}"
+    assert await talk.bus.client.zscore(due_times, member) is None
 
 
 async def test_a_session_with_a_living_home_does_not_expire(talk: Talk) -> None:

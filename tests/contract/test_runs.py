@@ -235,10 +235,24 @@ async def test_one_node_is_home(talk: Talk) -> None:
     elsewhere = await talk.open(node="node-b")
     assert (elsewhere.homed, elsewhere.home) == (False, "node-a")
     assert (await talk.open(node="node-b", dead_home="node-x")).homed is False
-    assert await talk.bus.sessions.leave(talk.key, "node-b") is False
-    assert await talk.bus.sessions.leave(talk.key, "node-a") is True
+    assert await talk.bus.sessions.leave(talk.key, "node-b", counted_seq=0) is False
+    assert await talk.bus.sessions.leave(talk.key, "node-a", counted_seq=0) is True
     assert (await talk.open(node="node-b")).homed
     assert (await talk.open(node="node-c", dead_home="node-b")).homed
+
+
+async def test_a_home_begins_where_the_one_before_left_or_died(talk: Talk) -> None:
+    """Guarantee 9: each event is in the stretch of one node."""
+    claim = await talk.running()  # one event
+    await talk.append(claim, 0, "A", "B", "C")
+    assert await talk.bus.sessions.leave(talk.key, "node-a", counted_seq=2)
+    await talk.append(claim, 3, "D")
+    assert (await talk.open(node="node-b")).home_seq == 2
+    assert (await talk.open(node="node-b")).home_seq == 2, "asking again changes nothing"
+    await talk.append(claim, 4, "E")
+    taken = await talk.open(node="node-c", dead_home="node-b")
+    assert (taken.home, taken.home_seq) == ("node-c", 6)
+    assert (await talk.open(node="node-b")).home_seq == 6, "so who woke knows what was its own"
 
 
 async def test_creating_a_session_twice_creates_it_once(bus: Bus) -> None:
@@ -260,7 +274,7 @@ async def test_every_push_is_what_stands_in_the_log(talk: Talk) -> None:
         log = await talk.log()
         await talk.bus.sessions.close(talk.key, talk.user)
         while not any(isinstance(push, Control) for push in pushed):
-            await talk.bus.sessions.leave(talk.key, "nobody")
+            await talk.bus.sessions.leave(talk.key, "nobody", counted_seq=0)
     entries = [entry for push in pushed if isinstance(push, list) for entry in push]
     assert entries == log
     assert pushed[-1] == Control("ended", "")

@@ -36,14 +36,14 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._part, name)
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
             self._tried[name] += 1
             self._called.set()
             if name in self.down:
                 raise Unavailable
             if name in self.gates:
                 await self.gates[name].wait()
-            return await method(*arguments)
+            return await method(*arguments, **options)
 
         return call
 
@@ -444,8 +444,8 @@ async def test_one_run_that_cannot_be_read_does_not_end_the_others(talk: Talk) -
             if name != "claim":
                 return call
 
-            async def claim(ref: RunRef, worker_id: str) -> Any:
-                got = await call(ref, worker_id)
+            async def claim(ref: RunRef, worker_id: str, **options: Any) -> Any:
+                got = await call(ref, worker_id, **options)
                 return replace(got, run_input=b"{") if ref.session == broken.key else got
 
             return claim
@@ -457,3 +457,31 @@ async def test_one_run_that_cannot_be_read_does_not_end_the_others(talk: Talk) -
         await log_of(broken, "S")
         await send(talk)
         await log_of(talk, "F")
+
+
+async def test_an_agent_that_does_not_stop_frees_its_slot(quick_bus: Bus) -> None:
+    """It is cut off after the grace, for its client; and soon after that for its worker, too."""
+    talk = Talk(quick_bus)
+    await talk.open()
+    turns = 0
+
+    async def stubborn(run: Run) -> None:
+        nonlocal turns
+        await run.say("you cannot stop me")
+        while run.text == "stay":
+            turns += 1
+            try:
+                await until_cancelled()
+            except asyncio.CancelledError:
+                continue
+
+    async with working(talk, stubborn, slots=1, lease_s=0.3, patience_s=0.05):
+        await send(talk, "stay")
+        await log_of(talk, "EEE")
+        await talk.cancel()
+        advanced = await talk.advance("grace")
+        [first] = [entry.run_id for entry in await talk.log() if entry.kind == "S"]
+        await talk.end_by_force(first, advanced, code=advanced.end)
+        await send(talk, "next")
+        assert await log_of(talk, "F") == "SEEEXSEEEF"
+    assert turns > 1, "it did swallow its cancellation"

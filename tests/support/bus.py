@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from redis import Redis
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from gateway.bus.bus import Bus
-from gateway.bus.connection import create_client
+from gateway.bus.connection import Client, create_client
 from gateway.bus.embedded import server_arguments, server_binary
 from gateway.session.model import Limits
 from support.net import free_port
@@ -27,6 +28,7 @@ QUICK = Limits(
     cancel_grace_s=0.1,
     session_ttl_s=0.15,
     dispatch_retry_s=0.05,
+    node_lease_s=0.1,
 )
 """Deadlines that a test can wait for."""
 
@@ -103,3 +105,9 @@ async def running_bus(limits: Limits | None = None, *, cluster: bool = False) ->
     with running_server(cluster=cluster) as url:
         async with connected_bus(url, limits) as bus:
             yield bus
+
+
+async def cut_subscribers(client: Client) -> None:
+    """The server ends every subscriber connection; all are made again."""
+    where = {"target_nodes": client.get_nodes()} if isinstance(client, RedisCluster) else {}
+    await client.execute_command("CLIENT KILL TYPE pubsub", **where)

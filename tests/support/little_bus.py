@@ -32,7 +32,7 @@ from gateway.session.model import (
     SnapshotSource,
 )
 from protocol.codes import ErrorCode
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 KEY = SessionKey("acme", "s1")
 PAGE_BYTES = 256 * 1024
@@ -50,7 +50,9 @@ class Session:
     open_run: str = ""
     run_from: int = 0
     home: str = ""
+    home_seq: int = 0
     ended: bool = False
+    on_detach: OnDetach = "continue"
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -65,6 +67,7 @@ class LittleBus:
         self.sessions: dict[SessionKey, Session] = {}
         self.followers: dict[SessionKey, list[tuple[Callable[[bytes], None], Callable[[], None]]]]
         self.followers = {}
+        self.made: Counter[SessionKey] = Counter()
         self.calls: Counter[str] = Counter()
         self.dispatched: list[RunRef] = []
         self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
@@ -81,7 +84,20 @@ class LittleBus:
     # --- what happens in the session --------------------------------------------------------------
 
     def make(self, key: SessionKey = KEY, *, home: str = "", user: str = "anonymous") -> Session:
-        session = self.sessions[key] = Session(user, "demo", home=home)
+        self.made[key] = 0
+        return self._make(key, user, "demo", home)
+
+    def _make(
+        self,
+        key: SessionKey,
+        user: str,
+        agent: str,
+        home: str = "",
+        on_detach: OnDetach = "continue",
+    ) -> Session:
+        self.made[key] += 1
+        session = Session(user, agent, epoch=f"e{self.made[key]}", home=home, on_detach=on_detach)
+        self.sessions[key] = session
         return session
 
     def append(
@@ -169,14 +185,18 @@ class LittleBus:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
     ) -> SessionView:
         await self._call("open")
+        self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent)
+            self._make(key, user, agent, on_detach=on_detach)
         session = self._find(key, user)
         homed = session.home in ("", dead_home)
         if homed:
+            session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
             session.home = node
         runs = [RunInfo(session.open_run, "running")] if session.open_run else []
         return SessionView(
@@ -187,9 +207,11 @@ class LittleBus:
             cursor=Cursor(session.epoch, session.seq),
             runs=runs,
             home=session.home,
+            home_seq=session.home_seq,
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
+            on_detach=session.on_detach,
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -263,12 +285,13 @@ class LittleBus:
             await self.gate.wait()
         return source
 
-    async def leave(self, key: SessionKey, node: str, *, to: str = "") -> bool:
+    async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
         await self._call("leave")
         session = self.sessions.get(key)
         if session is None or session.home != node:
             return False
-        session.home = to
+        session.home, session.home_seq = "", counted_seq
+        self.push(b"!home", key)
         return True
 
     # --- Notices ----------------------------------------------------------------------------------
@@ -317,6 +340,12 @@ class CountingProbe:
 
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
+
+    def pubsub_gap(self) -> None:
+        self.facts["gaps"] += 1
+
+    def pubsub_repaired(self, events: int) -> None:
+        self.facts["repaired"] += events
 
     def breaker_moved(self, service: str, state: int, failures: int) -> None:
         self.breakers[service] = (state, failures)

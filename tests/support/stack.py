@@ -112,6 +112,7 @@ class Stack:
         *,
         nodes: int = 1,
         workers: int = 1,
+        slots: int = 8,
         agent: str = DEMO,
         **environment: str,
     ) -> "Iterator[Stack]":
@@ -120,7 +121,7 @@ class Stack:
             stack = cls(url, folder, environment)
             try:
                 for _ in range(workers):
-                    stack.add_worker(agent)
+                    stack.add_worker(agent, "--slots", str(slots))
                 for _ in range(nodes):
                     stack.add_node()
                 stack.wait_until_ready()
@@ -128,9 +129,10 @@ class Stack:
             finally:
                 stack.stop()
 
-    def add_worker(self, agent: str = DEMO) -> Process:
+    def add_worker(self, agent: str = DEMO, *options: str) -> Process:
         """Starts a worker; `wait_until_ready` waits for it."""
-        self.workers.append(self._process(f"worker-{len(self.workers)}", "worker", agent))
+        name = f"worker-{len(self.workers)}"
+        self.workers.append(self._process(name, "worker", agent, *options))
         return self.workers[-1]
 
     def add_node(self) -> Process:

@@ -5,6 +5,7 @@ knows what must stand there, and a lost, doubled or swapped event shows.
 
     words   a word every few milliseconds, through the SDK, which joins them
     burst   one event a word, as fast as they go
+    flow    likewise, ten at a time, every hundredth of a second
     late    silent for a while first, so that a worker can die before its first event
     ask     a question; the answer's payload is `VERB COUNT TAG` again
     fail    the agent raises in mid-answer
@@ -22,6 +23,7 @@ from gateway.agents import Agent, Run
 
 LATE_S = 1.0
 WORD_S = 0.004
+FLOW_S = 0.01
 JOURNAL = "WITNESS_JOURNAL"
 PROCESS_NAME = "STACK_PROCESS"
 
@@ -54,8 +56,8 @@ async def _answer(run: Run) -> None:
     if verb == "late":
         await asyncio.sleep(LATE_S)
     async with run.message() as message:
-        if verb == "burst":
-            await _burst(run, message.id, tag, count)
+        if verb in ("burst", "flow"):
+            await _burst(run, message.id, tag, count, pause_s=FLOW_S if verb == "flow" else 0)
             return
         await message.write(expected(tag, count, 0))
         for word in range(count):
@@ -65,12 +67,14 @@ async def _answer(run: Run) -> None:
             await asyncio.sleep(WORD_S)
 
 
-async def _burst(run: Run, message_id: str, tag: str, count: int) -> None:
+async def _burst(run: Run, message_id: str, tag: str, count: int, *, pause_s: float) -> None:
     event = {"type": "TEXT_MESSAGE_CONTENT", "messageId": message_id}
     # With a member of its own each stays an event: the SDK joins plain deltas only.
     await run.emit({**event, "delta": expected(tag, count, 0), "n": -1})
     for word in range(count):
         await run.emit({**event, "delta": f"{word} ", "n": word}, tokens=1)
+        if pause_s and word % 10 == 0:
+            await asyncio.sleep(pause_s)
 
 
 def _note(what: str, run: Run) -> None:

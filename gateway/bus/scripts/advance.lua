@@ -1,18 +1,21 @@
 #!lua flags=allow-oom
 -- Acts on a due time that has passed, if it still holds.
 --
--- ARGV: kind, run id or '', max attempts, limits, then the nodes that are alive
+-- ARGV: kind, run id or '', max attempts, limits, node that calls, then the nodes that are alive
 -- Returns: an action and what it needs:
 --   {'nothing'}
 --   {'dispatch', run id, agent}
 --   {'end', code, attempt, ordinal, agent, seq of its RUN_STARTED or 0, epoch, seq}
 --       (the caller reads what it said, and finish.lua ends it)
 --   {'expired', agent, created_ms, now_ms}
--- Guarantees: any node may call it any number of times.
+--   {'adopt', user, home}: it is dead, or there is none, or it is the one that calls
+-- Guarantees: any node may call it any number of times. The node that made a session expire is told
+--       so again when it asks again, and no other is.
 --
 -- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
 -- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
--- answers), expiry (the session is dormant too long).
+-- answers), detach (no client is there, and the session wants none of its runs to go on then),
+-- expiry (the session is dormant too long), home (does anybody count this open run?).
 
 local DISPATCH_CAP_MS = 10000
 
@@ -20,6 +23,12 @@ local kind, run_id = ARGV[1], ARGV[2]
 local limits = limits_of(ARGV[4])
 local member = due_member(kind, run_id)
 local at = redis.call('ZSCORE', K.due, member)
+if not at and kind == 'expiry' then
+  local expired = get(K.expired, 'by', 'agent', 'created_ms', 'at_ms')
+  if expired.by ~= '' and expired.by == ARGV[5] then
+    return { 'expired', expired.agent, expired.created_ms, expired.at_ms }
+  end
+end
 if not at or tonumber(at) > now then
   return { 'nothing' }
 end
@@ -34,20 +43,34 @@ if session.user == '' then
   return forget()
 end
 
-if kind == 'expiry' then
-  local alive = session.open ~= ''
-  for i = 5, #ARGV do
-    alive = alive or session.home == ARGV[i]
+local alive = false
+for i = 6, #ARGV do
+  alive = alive or session.home == ARGV[i]
+end
+-- A node asks itself, too: the answer by which it became home may have been lost.
+local adopt = { 'adopt', session.user, session.home }
+
+if kind == 'home' then
+  if session.open ~= run_id then
+    return forget()
   end
-  if alive then
+  set_due('home', run_id, now + limits.node_lease_ms)
+  return alive and session.home ~= ARGV[5] and { 'nothing' } or adopt
+end
+
+if kind == 'expiry' then
+  if session.open ~= '' or alive then
     set_due('expiry', '', now + limits.session_ttl_ms)
-    return { 'nothing' }
+    return session.home == ARGV[5] and adopt or { 'nothing' }
   end
   clear_due('input')
   session.state = 'ended'
   next_run(session, limits)
   redis.call('SPUBLISH', K.events, '!ended')
   redis.call('ZREM', K.due, member)
+  redis.call('HSET', K.expired, 'by', ARGV[5], 'agent', session.agent, 'created_ms',
+    session.created_ms, 'at_ms', int(now))
+  redis.call('PEXPIRE', K.expired, AFTERLIFE_MS)
   redis.call('DEL', K.session, K.log, K.transcript, K.pending, K.ids, K.id_runs, K.finished,
     K.tool_results)
   return { 'expired', session.agent, session.created_ms, int(now) }
@@ -60,6 +83,18 @@ if kind == 'input' then
   abandon_input(session, 'expired')
   local next_id = next_run(session, limits)
   return next_id ~= '' and { 'dispatch', next_id, session.agent } or { 'nothing' }
+end
+
+if kind == 'detach' then
+  redis.call('ZREM', K.due, member)
+  if session.open == '' then
+    return { 'nothing' }
+  end
+  for _, pending in ipairs(redis.call('LRANGE', K.pending, 0, -1)) do
+    redis.call('HSET', run_key(pending), 'cancelled', 1)
+  end
+  cancel_open(session, limits)
+  return { 'nothing' }
 end
 
 local run = get_run(run_id)

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Gives up the home of a session, to another node or to nobody.
+-- Gives up the home of a session. Followers are told (`!home`), so that another node may take it.
 --
--- ARGV: node, to
+-- ARGV: node, the last seq that it has counted
 -- Returns: 1 when `node` was home
 
 if redis.call('HGET', K.session, 'home') ~= ARGV[1] then
   return 0
 end
-redis.call('HSET', K.session, 'home', ARGV[2])
+redis.call('HSET', K.session, 'home', '', 'home_seq', ARGV[2])
+redis.call('SPUBLISH', K.events, '!home')
 return 1

@@ -19,6 +19,7 @@ local K = {
   id_runs = 'd:' .. base,
   finished = 'f:' .. base,
   tool_results = 'x:' .. base,
+  expired = 'z:' .. base,
   events = 'e:' .. base,
   control = 'c:' .. base,
   due = 'due:' .. tag,
@@ -65,8 +66,15 @@ local function clear_due(kind, run_id)
   redis.call('ZREM', K.due, due_member(kind, run_id))
 end
 
+-- When the session's runs are cancelled because no client is there: after the grace, and the time
+-- within which every node that has clients says so. `mode` is ZADD's: NX when a run is queued, XX
+-- when a node says so.
+local function set_detach_due(limits, mode)
+  redis.call('ZADD', K.due, mode, int(now + limits.resume_grace_ms * 4 / 3), due_member('detach'))
+end
+
 -- Every deadline that a run may have.
-local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace' }
+local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace', 'home' }
 
 local function clear_run_dues(run_id)
   for _, kind in ipairs(RUN_DUES) do
@@ -194,14 +202,17 @@ local function run_input(run_id, run)
 end
 
 -- RUN_STARTED, and the run's new messages into the transcript: once, at the first claim or, for a
--- run that no worker ever got, at its end.
+-- run that no worker ever got, at its end. What a restarted run answers is in the transcript already.
 local function begin_run(session, run_id, run, limits)
-  if run.messages ~= '' then
+  local parent = ''
+  if run.restarts ~= '' then
+    parent = '","parentRunId":"' .. run.restarts
+  elseif run.messages ~= '' then
     add_messages(cjson.decode(run.message_list), limits.transcript_messages,
       limits.transcript_bytes)
   end
   local entry = emit(session.epoch, run_id, 'S', '{"type":"RUN_STARTED","threadId":"'
-    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. '","input":'
+    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. parent .. '","input":'
     .. run_input(run_id, run) .. '}', { task = run.task })
   redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
     redis.call('HGET', K.session, 'seq'))
@@ -214,6 +225,10 @@ local function queue_run(run_id, limits)
   redis.call('HSET', run_key(run_id), 'status', 'queued', 'queued_ms', int(now), 'dispatches', 0)
   set_due('dispatch', run_id, now + limits.dispatch_retry_ms)
   set_due('wait', run_id, now + limits.queue_wait_ms)
+  if redis.call('HGET', K.session, 'on_detach') == 'cancel' then
+    set_detach_due(limits, 'NX')
+  end
+  set_due('home', run_id, now + limits.node_lease_ms)
   return run_id
 end
 
@@ -230,7 +245,7 @@ local AFTERLIFE_MS = 3600 * 1000
 
 local function retire_session()
   redis.call('SPUBLISH', K.events, '!ended')
-  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'))
+  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'), due_member('detach'))
   for _, name in ipairs({ 'session', 'log', 'transcript', 'pending', 'ids', 'id_runs', 'finished',
     'tool_results' }) do
     redis.call('PEXPIRE', K[name], AFTERLIFE_MS)
@@ -239,7 +254,8 @@ end
 
 local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
   'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
-  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches' }
+  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
+  'restarts', 'said' }
 
 local function get_run(run_id)
   return get(run_key(run_id), unpack(RUN_FIELDS))
@@ -282,7 +298,8 @@ end
 
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed')
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
+    'home_seq')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
@@ -292,6 +309,7 @@ local function next_run(session, limits)
   while true do
     local run_id = redis.call('LPOP', K.pending)
     if not run_id then
+      clear_due('detach')
       return ''
     end
     local run = get_run(run_id)
@@ -303,8 +321,34 @@ local function next_run(session, limits)
   end
 end
 
+-- A new run ahead of the pending ones that answers what a lost one did not. It goes on counting its
+-- attempts, so that what kills every worker is given up.
+local function restart_run(session, run_id, run, limits, o)
+  create_run(o.restart_as, session, { frame_id = '', messages = run.messages,
+    message_list = run.message_list, fields = run.fields, resume = run.resume, task = run.task,
+    traceparent = run.traceparent })
+  redis.call('HSET', run_key(o.restart_as), 'attempt', run.attempt, 'restarts', run_id, 'said',
+    (tonumber(run.said) or 0) + #o.messages)
+  return queue_run(o.restart_as, limits)
+end
+
+-- What an agent is told: the transcript, the run's new messages last. What lost runs said to them
+-- stands behind them in the transcript, and is left out.
+local function conversation(run)
+  if run.restarts == '' then
+    return redis.call('LRANGE', K.transcript, 0, -1)
+  end
+  local own = cjson.decode(run.message_list)
+  local messages = redis.call('LRANGE', K.transcript, 0, -1 - tonumber(run.said) - #own)
+  for _, message in ipairs(own) do
+    messages[#messages + 1] = message
+  end
+  return messages
+end
+
 -- Ends the open run and moves the session on: to its question, or to its next run, which is answered
--- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools.
+-- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools, restart_as (the
+-- id of a run that takes this one's place).
 local function end_run(session, run_id, run, limits, o)
   write_end(session, run_id, run, limits, o)
   redis.call('HSET', K.session, 'open', '')
@@ -313,12 +357,16 @@ local function end_run(session, run_id, run, limits, o)
     retire_session()
     return ''
   end
+  if o.restart_as then
+    return restart_run(session, run_id, run, limits, o)
+  end
   local interrupts = o.interrupts or ''
   local pending_tools = o.pending_tools or ''
   if interrupts ~= '' or pending_tools ~= '' then
     redis.call('HSET', K.session, 'state', 'awaiting_input', 'interrupts', interrupts,
       'pending_tools', pending_tools, 'asked_by', run_id)
     set_due('input', '', now + limits.interrupt_ttl_ms)
+    clear_due('detach')
     return ''
   end
   redis.call('HSET', K.session, 'state', 'idle')

@@ -231,7 +231,7 @@ async def test_a_denied_handshake_is_no_error(node):
     async with raw.connection(node.port) as client:
         client.send(raw.request(node.port, host="evil.example"))
         assert (await client.rest()).startswith(b"HTTP/1.1 403 ")
-    node.edge.drain("deploy", 0)
+    node.edge.drain(0)
     with pytest.raises(InvalidStatus):
         async with in_session(node):
             pass

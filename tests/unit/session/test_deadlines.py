@@ -11,7 +11,7 @@ from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.errors import Fenced, Unavailable
-from gateway.session.model import Advanced, Due, Ending, RunRef
+from gateway.session.model import Advanced, Due, Ending, RunRef, SessionKey
 from protocol.frames import Cursor
 
 REF = RunRef("acme", "s1", "r1")
@@ -82,11 +82,13 @@ class Bench:
         self.clock = ManualClock()
         self.reports: list[Exception] = []
         self.heard: list[bool] = []
+        self.until: list[float] = []
+        self.adopted: list[tuple[SessionKey, str, str]] = []
         self.beat = Beat(
             deadlines=self.deadlines,
             node="n1",
             clock=self.clock,
-            on_nodes=lambda _alive, interrupted: self.heard.append(interrupted),
+            on_nodes=self.hear,
             report=lambda _message, error: self.reports.append(error),
             interval_s=0.001,
         )
@@ -96,10 +98,18 @@ class Bench:
             queue=self.queue,
             probe=self.probe,
             beat=self.beat,
+            adopt=self.adopt,
             report=lambda _message, error: self.reports.append(error),
             lease_s=30,
             interval_s=0.001,
         )
+
+    def hear(self, _alive: dict[str, bool], interrupted: bool, until: float) -> None:
+        self.heard.append(interrupted)
+        self.until.append(until)
+
+    async def adopt(self, key: SessionKey, user: str, dead_home: str) -> None:
+        self.adopted.append((key, user, dead_home))
 
     async def sweeps(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -181,9 +191,53 @@ async def test_an_expired_session_is_counted_by_who_expired_it(bench):
     bench.deadlines.add(
         "expiry", Advanced(agent="demo", completed=True, created_ms=1000, now_ms=5000)
     )
-    await bench.sweeps(2)
+    await bench.sweeps(12)
     assert bench.probe.facts == {"completed expired": 1}
     assert bench.probe.durations == [4.0]
+
+
+async def test_an_expiry_whose_answer_was_lost_is_counted_all_the_same(bench):
+    """Guarantee 9: it is due no more, and nobody else would be told."""
+    expired = Advanced(agent="demo", completed=True, created_ms=1000, now_ms=5000)
+    advance = bench.deadlines.advance
+    lost = 0
+
+    async def lossy(due: Due) -> Advanced:
+        nonlocal lost
+        if due in bench.deadlines.items:
+            lost += 1
+            await advance(due)
+            raise Unavailable
+        return expired
+
+    await bench.sweeps(11)
+    bench.deadlines.advance = lossy
+    bench.deadlines.add("expiry", expired)
+    await bench.sweeps(30)
+    assert lost == 1
+    assert bench.probe.facts == {"completed expired": 1}
+
+
+async def test_a_session_whose_home_is_dead_is_adopted_after_others_could_beat(bench):
+    bench.deadlines.add("home", Advanced(adopt=True, user="ann", dead_home="n0"))
+    await bench.sweeps(10)
+    assert bench.adopted == []
+    await bench.sweeps(1)
+    assert bench.adopted == [(REF.session, "ann", "n0")]
+
+
+async def test_a_node_knows_for_how_long_it_counts_as_alive(bench):
+    """From the beginning of a beat on: the answer may have taken long."""
+    began = bench.clock.now
+    beat = bench.deadlines.beat
+
+    async def slow(node: str) -> dict[str, bool]:
+        bench.clock.now += 3
+        return await beat(node)
+
+    bench.deadlines.beat = slow
+    await bench.beat.beat()
+    assert bench.until == [began + 10]
 
 
 async def test_a_run_is_ended_under_its_fence_and_the_next_one_dispatched(bench):
@@ -310,6 +364,8 @@ async def test_no_session_expires_before_the_node_knows_who_lives(bench):
     bench.deadlines.add("expiry", Advanced())
     await bench.sweeper.sweep()
     assert bench.acted == {}
+    await bench.sweeps(10)
+    assert bench.acted == {}, "after an interruption others need time to beat, too"
     await bench.sweeps(1)
     assert bench.acted == {"expiry": 1}
 

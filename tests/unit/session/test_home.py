@@ -2,8 +2,10 @@
 
 import asyncio
 
+import pytest
 from support.little_bus import KEY
 
+from gateway.session.errors import Unavailable
 from gateway.session.model import SessionKey
 
 
@@ -269,3 +271,175 @@ async def test_a_stop_without_redis_counts_down_all_the_same(world):
     await world.hub.close()
     assert world.probe.facts["active"] == 0
     world.bus.down = False
+
+
+# --- stretches: who counts what -------------------------------------------------------------------
+
+
+async def test_what_passed_while_nobody_was_home_is_counted_by_the_next(world):
+    """A home that is given up says how far it counted; the log has the rest."""
+    session = world.bus.make()
+    client = await world.join()
+    world.bus.append("E", out=1)
+    world.hub.detach(client.attachment)
+    await world.pass_time(121)
+    assert (session.home, session.home_seq) == ("", 1)
+    world.bus.append("E", out=10)
+    world.bus.append("F", out=100, role="assistant")
+    assert world.probe.facts["output"] == 1
+    await world.join()
+    await world.settle()
+    assert world.probe.facts["output"] == 111
+    assert world.probe.facts["runs ended"] == 1
+
+
+async def test_a_home_that_is_left_is_taken_at_once_by_a_node_with_sockets(world):
+    """Not at its next position check: a node that stops passes its sessions on."""
+    session = world.bus.make()
+    other = world.make_hub("n2")
+    world.start(other.run())
+    first = await world.join()
+    await world.join(hub=other)
+    world.bus.append("S")
+    world.bus.append("E", out=1)
+    world.hub.drain()
+    assert session.home == "n1", "there is a socket yet"
+    world.hub.detach(first.attachment)
+    await world.pass_time(0.5)
+    assert session.home == "n2"
+    world.bus.append("E", out=10)
+    await world.settle()
+    assert world.probe.facts["output"] == 11
+    assert world.probe.facts["active"] == 1
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_what_passes_while_a_home_is_passed_on_is_counted_once(world, steps):
+    """Whatever comes between the leaver's decision, the answer, the news and the new home."""
+    world.bus.make()
+    other = world.make_hub("n2")
+    world.start(other.run())
+    first = await world.join()
+    await world.join(hub=other)
+    world.bus.append("S")
+    world.hub.drain()
+    world.hub.detach(first.attachment)
+    for _ in range(steps):
+        world.bus.append("E", out=1)
+        await asyncio.sleep(0)
+    await world.pass_time(0.5)
+    world.bus.append("F", out=1)
+    await world.settle()
+    assert world.probe.facts["output"] == steps + 1
+    assert world.probe.facts["runs ended"] == 1
+
+
+async def test_a_leave_whose_answer_was_lost_counts_nothing_twice(world):
+    session = world.bus.make()
+    client = await world.join()
+    world.bus.append("E", out=1)
+    world.hub.detach(client.attachment)
+    leave = world.bus.leave
+
+    async def lossy(key, node, **options):
+        world.bus.leave = leave
+        await leave(key, node, **options)
+        session.home, session.home_seq = "n2", 1  # and somebody was quick
+        world.bus.append("E", out=10)
+        raise Unavailable
+
+    world.bus.leave = lossy
+    await world.pass_time(123)
+    assert world.probe.facts["output"] == 1
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_node_that_slept_counts_what_was_its_own_and_no_more(world):
+    """Taken for dead, it finds pushes when it wakes that another node has counted."""
+    session = world.bus.make()
+    world.hub.heard({"n1": True}, interrupted=False, until=world.clock.now + 10)
+    await world.join()
+    world.bus.append("S")
+    world.bus.append("E", out=1)
+    assert world.probe.facts["output"] == 1
+    world.bus.hold = True
+    world.bus.append("E", out=10)
+    session.home, session.home_seq = "n2", session.seq  # n2 judged it dead here
+    world.bus.append("E", out=100)
+    world.bus.append("F", out=1000)
+    world.clock.now += 12
+    for push in world.bus.held:
+        world.bus.deliver(push)
+    assert world.probe.facts["output"] == 1, "it does not know yet"
+    await world.settle()
+    world.hub.heard({"n1": True, "n2": True}, True, until=world.clock.now + 10)
+    await world.settle()
+    assert world.probe.facts["output"] == 11
+    assert world.probe.facts["runs ended"] == 0
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_node_that_slept_and_was_not_missed_counts_everything(world):
+    world.bus.make()
+    world.hub.heard({"n1": True}, interrupted=False, until=world.clock.now + 10)
+    await world.join()
+    world.bus.append("S")
+    world.bus.hold = True
+    world.bus.append("E", out=10)
+    world.bus.append("F", out=100)
+    world.clock.now += 12
+    for push in world.bus.held:
+        world.bus.deliver(push)
+    world.bus.hold = False
+    await world.settle()
+    assert world.probe.facts["output"] == 0
+    world.hub.heard({"n1": True}, True, until=world.clock.now + 10)
+    await world.settle()
+    assert world.probe.facts["output"] == 110
+    world.bus.append("S", run="r2")
+    world.bus.append("F", run="r2", out=1000)
+    assert world.probe.facts["output"] == 1110
+    assert world.probe.facts["runs ended"] == 2
+
+
+async def test_an_answer_from_before_its_sleep_makes_no_node_home(world):
+    """Between the answer and its reading the home may have become another's."""
+    session = world.bus.make()
+    world.hub.heard({"n1": True}, interrupted=False, until=world.clock.now + 10)
+    view = await world.bus.open(KEY, "anonymous", node="n1")
+    world.clock.now += 12
+    session.home, session.home_seq = "n2", 0
+    world.hub.adopt(view)
+    assert world.probe.facts["active"] == 0
+
+
+async def test_nobody_is_taken_for_dead_just_after_an_interruption(world):
+    """When Redis was away nobody could beat; homes would move about for nothing."""
+    session = world.bus.make(home="n2")
+    await world.join()
+    world.hub.heard({"n1": True, "n2": False}, interrupted=True)
+    await world.pass_time(9)
+    world.hub.heard({"n1": True, "n2": False}, interrupted=False)
+    await world.settle()
+    assert session.home == "n2"
+    await world.pass_time(1)
+    world.hub.heard({"n1": True, "n2": False}, interrupted=False)
+    await world.settle()
+    assert session.home == "n1"
+
+
+async def test_an_orphan_with_an_open_run_is_adopted_without_a_socket(world):
+    session = world.bus.make(home="dead")
+    world.bus.append("S")
+    world.bus.append("E", out=1)
+    await world.hub.take_home(KEY, "anonymous", "dead")
+    assert session.home == "n1"
+    world.bus.append("E", out=10)
+    await world.pass_time(2)
+    world.bus.append("F", out=100)
+    await world.settle()
+    assert world.probe.facts["output"] == 110, "what a dead home had not counted is lost with it"
+    assert world.probe.facts["active"] == 1
+    await world.pass_time(122)
+    assert session.home == ""
+    assert world.probe.facts["active"] == 0

@@ -66,8 +66,8 @@ async def test_a_gap_is_read_from_the_log(world):
         world.bus.append()
     await world.settle()
     assert client.seqs == upto(6)
-    assert world.hub.gaps == 1
-    assert world.hub.repaired == 3 or world.hub.repaired == 5
+    assert world.probe.facts["gaps"] == 1
+    assert world.probe.facts["repaired"] in {3, 5}
 
 
 async def test_swapped_pushes_come_out_in_order(world):
@@ -425,14 +425,58 @@ async def test_lost_writes_are_found_by_the_position_check(world):
     assert client.seqs == [seq]
 
 
-async def test_a_session_that_redis_lost_closes_its_sockets(world):
-    world.bus.make()
-    client = await world.join()
+@pytest.mark.parametrize("home", ["", "elsewhere"])
+async def test_a_session_that_redis_lost_is_made_again_and_its_followers_are_told(world, home):
+    """Redis came back empty: nobody is left in silence, whoever is home."""
+    world.bus.make(home=home)
+    live, slow = await world.join(), await world.join(limit_bytes=300)
+    slow.readable.clear()
+    for _ in range(20):
+        world.bus.append()
     await world.settle()
     del world.bus.sessions[KEY]
     world.bus.restore()
     await world.settle()
-    assert client.closed == CloseCode.UNKNOWN_SESSION
+    slow.readable.set()
+    await world.settle()
+    assert world.bus.append() == 1
+    await world.settle()
+    for client in (live, slow):
+        [reset, snapshot, event] = client.frames[-3:]
+        assert (reset["type"], reset["reason"], reset["runs"]) == ("reset", "writes_lost", [])
+        assert snapshot["cursor"] == {"epoch": "e2", "seq": 0}
+        assert event["seq"] == 1
+        assert client.closed is None
+    assert world.probe.facts["active"] == 1
+    assert world.probe.facts["created"] == 0
+
+
+async def test_a_session_that_redis_lost_is_made_again_when_redis_is_back_for_good(world):
+    world.bus.make()
+    client = await world.join()
+    await world.settle()
+    del world.bus.sessions[KEY]
+    opened = world.bus.open
+
+    async def fails(*args, **kwargs):
+        world.bus.open = opened
+        raise Unavailable
+
+    world.bus.open = fails
+    world.bus.restore()
+    await world.pass_time(2)
+    assert client.kinds[-2:] == ["reset", "snapshot"]
+
+
+async def test_a_session_that_is_over_is_not_made_again(world):
+    world.bus.make()
+    client = await world.join()
+    await world.settle()
+    world.hub.ended(KEY)
+    del world.bus.sessions[KEY]
+    await world.settle()
+    assert client.closed == CloseCode.SESSION_ENDED
+    assert world.bus.sessions == {}
 
 
 # --- slow clients ---------------------------------------------------------------------------------
