@@ -203,6 +203,33 @@ async def test_writes_that_redis_lost_are_told(world: World) -> None:
         assert client.text(ack["run_id"]) == expected(3)
 
 
+async def test_an_empty_redis_is_told_and_nobody_is_left_in_silence(world: World) -> None:
+    """Not a word of the session is left: its clients begin anew, on the sockets that they have."""
+    async with socket(world.stack.ws_of()) as client, socket(world.stack.ws_of()) as other:
+        await client.open(agent="counting")
+        await other.open(session_id=client.session_id)
+        await client.ask("message", content="count 300 10")
+        while len(client.events) < 10 or len(other.events) < 10:
+            await client.receive()
+            await other.receive()
+        before = client.cursor["epoch"]
+        world.redis.kill()
+        world.redis.lose_all()
+        world.redis.start()
+        for each in (client, other):
+            assert (await each.until("reset"))["reason"] == "writes_lost"
+            snapshot = await each.until("snapshot")
+            assert snapshot["cursor"]["epoch"] != before
+            messages = [event["messages"] for event in snapshot["events"] if "messages" in event]
+            assert messages in ([], [[]])
+            each.events.clear()
+        ack = await sent_until_accepted(client, content="count 3 1")
+        for each in (client, other):
+            await each.until_event(*TERMINAL)
+            assert each.text() == expected(3)
+            assert {event["run_id"] for event in each.events} == {ack["run_id"]}
+
+
 async def test_an_outage_costs_a_node_with_many_sessions_little(world: World) -> None:
     """Nothing spins while Redis is away, and the log says it once."""
     seconds = 3.0
