@@ -22,6 +22,7 @@ from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
@@ -138,6 +139,11 @@ class Node:
             probe=telemetry,
             wheel=self._wheel,
             clock=time.monotonic,
+            limits=ConnectionLimits(
+                outbox_bytes=limits.outbox_bytes,
+                stall_timeout_s=limits.stall_timeout_s,
+                resume_ttl_s=limits.session_ttl_s,
+            ),
         )
         self._readiness = health.Readiness({"redis": self._check_redis})
         self.app = Starlette(
@@ -145,7 +151,7 @@ class Node:
                 *websocket.routes(self._edge),
                 *http.routes(service, bus.directory),
                 *health.routes(self._readiness),
-                *metrics.routes(telemetry.render),
+                *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
             middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
@@ -186,6 +192,10 @@ class Node:
         await self._hub.close()
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
+
+    def _render_metrics(self) -> tuple[bytes, str]:
+        self._telemetry.outbound(*self._edge.outbound())
+        return self._telemetry.render()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

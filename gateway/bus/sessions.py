@@ -16,6 +16,7 @@ from gateway.session.model import (
     NewMessage,
     NewToolResult,
     RunRef,
+    Seen,
     SessionKey,
     SessionView,
     SnapshotSource,
@@ -174,12 +175,22 @@ class RedisSessions:
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         """The log after a cursor, at most `count` entries."""
-        status, epoch, last_seq, ended, entries = await self._call(
-            "read", key, after.epoch, after.seq, count, new_epoch()
+        seen = seen or Seen()
+        status, epoch, last_seq, ended, entries, over = await self._call(
+            "read", key, after.epoch, after.seq, count, new_epoch(), seen.at_ms, *seen.runs
         )
-        return LogPage(entries, epoch.decode(), int(last_seq), status.decode(), ended=bool(ended))
+        return LogPage(
+            entries,
+            epoch.decode(),
+            int(last_seq),
+            status.decode(),
+            ended=bool(ended),
+            over=[run_id.decode() for run_id in over],
+        )
 
     async def snapshot(self, key: SessionKey) -> SnapshotSource | None:
         """All that a newcomer must know, in one consistent read."""

@@ -126,7 +126,7 @@ class Hub:
         elif view.cursor.epoch != feed.epoch or view.cursor.seq > feed.last_seq:
             feed.look()
         elif view.cursor.seq == feed.last_seq:
-            feed.set_runs(run.run_id for run in view.runs)
+            feed.hear_runs(run.run_id for run in view.runs)
         self._homes.adopt(feed, view)
         return feed
 
@@ -315,7 +315,7 @@ class Hub:
 
     async def _subscribe(self, feed: Feed) -> None:
         if feed.subscription is None:
-            subscription = self._notices.session_events(feed.key, feed.on_push, feed.look)
+            subscription = self._notices.session_events(feed.key, feed.on_push, feed.doubt)
             await subscription.__aenter__()
             feed.subscription = subscription
             feed.unread = True  # pushes from before were missed
@@ -339,14 +339,17 @@ class Hub:
     async def _read_on(self, feed: Feed) -> bool:
         """One page for a feed. True when there is no more."""
         feed.stale = False  # what comes while we read asks for another look
-        page = await self._sessions.read(feed.key, feed.cursor, PAGE)
+        page = await self._sessions.read(feed.key, feed.cursor, PAGE, seen=feed.seen)
         feed.unread = False
         if page.status == "gone":
             await self._make_again(feed)
             return True
         if page.status != "ok":
             feed.restart(Cursor(page.epoch, page.last_seq))
+            feed.verify_home = True  # which of its runs survived, the same answer tells
+            self._enqueue(feed)
             return True
+        feed.runs.difference_update(page.over)
         self._probe.pubsub_repaired(feed.absorb(page.entries))
         if feed.last_seq >= page.last_seq:
             feed.ended = page.ended  # the push that says so may be lost

@@ -21,6 +21,7 @@ from gateway.session.model import (
     NewToolResult,
     Role,
     RunRef,
+    Seen,
     SessionKey,
     SessionView,
     SnapshotSource,
@@ -75,12 +76,15 @@ class Sessions(Protocol):
         """Ends the session; its open run is cancelled."""
         ...
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         """The log after a cursor, at most `count` entries and some 256 KiB.
 
         A page may be shorter than `count` while more follows: the end is reached when its last
         entry is `last_seq`. Works for an ended session, too. A cursor ahead of the log proves that
-        Redis lost writes, and a new epoch begins.
+        Redis lost writes, and a new epoch begins; so does another event at the cursor than was
+        `seen`, or a run that is not known any more.
         """
         ...
 

@@ -104,6 +104,8 @@ class Proxy:
                 await asyncio.sleep(DELAY_S)
             if self._mode in ("swallow", "swallow_up" if up else "swallow_down"):
                 pair.spoilt = True
+            if writer.transport.is_closing():
+                raise ConnectionResetError
             if not pair.spoilt:
                 writer.write(data)
                 await writer.drain()

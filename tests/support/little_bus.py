@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.entry import TERMINAL_KINDS, read_entry
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import (
     Accepted,
@@ -27,6 +28,7 @@ from gateway.session.model import (
     NewMessage,
     NewToolResult,
     RunRef,
+    Seen,
     SessionKey,
     SessionView,
     SnapshotSource,
@@ -55,9 +57,23 @@ class Session:
     on_detach: OnDetach = "continue"
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+    lost_runs: set[str] = field(default_factory=set)
+    """Runs that were acknowledged, and that Redis does not know any more."""
+
     @property
     def seq(self) -> int:
         return self.trimmed + len(self.log)
+
+    def contradicts(self, after: Cursor, seen: Seen) -> bool:
+        if seen.at_ms and self.trimmed < after.seq <= self.seq:
+            entry = read_entry(self.log[after.seq - self.trimmed - 1])
+            if entry.ts_ms != seen.at_ms:
+                return True
+        return not self.lost_runs.isdisjoint(seen.runs)
+
+    def ended_runs(self) -> set[str]:
+        entries = [read_entry(raw) for raw in self.log]
+        return {entry.run_id for entry in entries if entry.kind in TERMINAL_KINDS}
 
 
 class LittleBus:
@@ -247,7 +263,9 @@ class LittleBus:
             await asyncio.sleep(0)
         return Closed(first, session.agent, 1000, 61_000)
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         await self._call("read")
         session = self.sessions.get(key)
         if session is None:
@@ -257,10 +275,12 @@ class LittleBus:
         entries = session.log[max(start, 0) : max(start, 0) + count]
         sizes = list(accumulate(len(raw) for raw in entries))
         fitting = max(1, bisect_right(sizes, PAGE_BYTES))
-        page = LogPage(entries[:fitting], session.epoch, session.seq, "ok", over)
+        ended = session.ended_runs()
+        runs = [run_id for run_id in (seen.runs if seen else ()) if run_id in ended]
+        page = LogPage(entries[:fitting], session.epoch, session.seq, "ok", over, runs)
         if after.epoch != session.epoch:
             page = LogPage([], session.epoch, session.seq, "epoch")
-        elif after.seq > session.seq:
+        elif after.seq > session.seq or session.contradicts(after, seen or Seen()):
             session.epoch += "+"
             page = LogPage([], session.epoch, session.seq, "ahead")
         elif start < 0:

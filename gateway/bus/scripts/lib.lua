@@ -88,15 +88,19 @@ local function publish(entries)
   redis.call('SPUBLISH', K.events, table.concat(entries, '\n'))
 end
 
+local function begin_epoch(session, fresh_epoch)
+  session.epoch = fresh_epoch
+  redis.call('HSET', K.session, 'epoch', fresh_epoch)
+  redis.call('SPUBLISH', K.events, '!reset ' .. fresh_epoch)
+end
+
 -- A tail below what somebody has seen means that Redis lost writes: a new epoch begins, and
 -- followers are told. `session` is brought up to date.
 local function detect_loss(session, seen_epoch, seen_seq, fresh_epoch)
   if seen_epoch ~= session.epoch or tonumber(seen_seq) <= tonumber(session.seq) then
     return false
   end
-  session.epoch = fresh_epoch
-  redis.call('HSET', K.session, 'epoch', fresh_epoch)
-  redis.call('SPUBLISH', K.events, '!reset ' .. fresh_epoch)
+  begin_epoch(session, fresh_epoch)
   return true
 end
 
