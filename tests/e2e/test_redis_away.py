@@ -228,6 +228,7 @@ async def test_an_empty_redis_is_told_and_nobody_is_left_in_silence(world: World
             await each.until_event(*TERMINAL)
             assert each.text() == expected(3)
             assert {event["run_id"] for event in each.events} == {ack["run_id"]}
+    world.stack.wait_for_agents(workers=1)  # it says so every 5 s
 
 
 async def test_an_outage_costs_a_node_with_many_sessions_little(world: World) -> None:
