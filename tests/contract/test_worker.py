@@ -289,13 +289,14 @@ async def test_a_renewal_that_is_refused_stops_the_agent(quick_bus: Bus) -> None
 
 async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
     """Nobody's lease is judged while Redis is away, so its worker must not give it up either."""
-    begun, proceed = asyncio.Event(), asyncio.Event()
+    begun, away, back = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def slow(run: Run) -> None:
         await run.say("before ")
         begun.set()
+        await away.wait()
         await run.say("meanwhile ")
-        await proceed.wait()
+        await back.wait()
         await run.say("after")
 
     runs = Faulty(talk.bus.runs)
@@ -303,9 +304,10 @@ async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
         await send(talk)
         await begun.wait()
         runs.down.update({"renew", "append", "finish", "take", "dispatch"})
+        away.set()
         await asyncio.sleep(0.8)
         runs.down.clear()
-        proceed.set()
+        back.set()
         assert (await log_of(talk, "F")).endswith("F")
     [_, *said] = await messages_of(talk)
     assert "".join(message["content"] for message in said) == "before meanwhile after"
