@@ -22,10 +22,12 @@ from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
+from gateway.session.endings import Endings
 from gateway.session.errors import Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
@@ -123,12 +125,15 @@ class Node:
             grace_s=limits.resume_grace_s,
             node_lease_s=limits.node_lease_s,
         )
+        self._endings = Endings(
+            sessions=bus.sessions, probe=telemetry, clock=time.monotonic, report=report
+        )
         service = SessionService(
             sessions=bus.sessions,
             queue=bus.runs,
             directory=bus.directory,
             hub=self._hub,
-            probe=telemetry,
+            endings=self._endings,
             node=self.node_id,
             now_ms=now_ms,
         )
@@ -138,6 +143,11 @@ class Node:
             probe=telemetry,
             wheel=self._wheel,
             clock=time.monotonic,
+            limits=ConnectionLimits(
+                outbox_bytes=limits.outbox_bytes,
+                stall_timeout_s=limits.stall_timeout_s,
+                resume_ttl_s=limits.session_ttl_s,
+            ),
         )
         self._readiness = health.Readiness({"redis": self._check_redis})
         self.app = Starlette(
@@ -145,7 +155,7 @@ class Node:
                 *websocket.routes(self._edge),
                 *http.routes(service, bus.directory),
                 *health.routes(self._readiness),
-                *metrics.routes(telemetry.render),
+                *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
             middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
@@ -159,6 +169,7 @@ class Node:
             self._hub.run(),
             self._beat.run(),
             self._sweep.run(),
+            self._endings.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]
@@ -186,6 +197,10 @@ class Node:
         await self._hub.close()
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
+
+    def _render_metrics(self) -> tuple[bytes, str]:
+        self._telemetry.outbound(*self._edge.outbound())
+        return self._telemetry.render()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -160,7 +160,10 @@ class Ack(Struct, frozen=True, tag="ack", omit_defaults=True):
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
-    """Replaces all local state; `cursor` counts only once the events are applied."""
+    """Replaces all local state; `cursor` counts only once the events are applied.
+
+    An open run that is too large for one frame is not part of it, but follows `cursor` as events.
+    """
 
     cursor: Cursor
     events: list[Raw]

@@ -19,7 +19,6 @@ class RedisDeadlines:
         """`directory` tells a run that no worker came for from one that waited behind others."""
         self._scripts = scripts
         self._directory = directory
-        self._max_attempts = limits.max_attempts
         self._limits = encode_limits(limits)
         self._node_lease_ms = int(limits.node_lease_s * 1000)
         # A dead node must be known as such for as long as a session may name it as its home.
@@ -53,7 +52,6 @@ class RedisDeadlines:
             keys.session(due.ref.session),
             due.kind,
             due.ref.run_id,
-            self._max_attempts,
             self._limits,
             self._node,
             *self._alive,

@@ -27,6 +27,8 @@ Argument = str | bytes | int | float
 FAULTS = (RedisError, OSError)
 """Faults of Redis or of the way to it: what was asked may or may not have happened."""
 
+_THRESHOLD = 2
+"""A call has tried three times, or for three seconds. On an idle node only beat and sweep ask."""
 _PAUSE_S = 1.0
 """Redis is asked anew after this; a node's beat, once a second, is the one that asks."""
 _PROBE_S = 4.0
@@ -71,7 +73,13 @@ class Scripts:
     def __init__(self, client: Client) -> None:
         """`client` is shared by all parts of the bus."""
         self.client = client
-        self.breaker = Breaker(time.monotonic, pause_s=_PAUSE_S, most_s=_PAUSE_S, probe_s=_PROBE_S)
+        self.breaker = Breaker(
+            time.monotonic,
+            threshold=_THRESHOLD,
+            pause_s=_PAUSE_S,
+            most_s=_PAUSE_S,
+            probe_s=_PROBE_S,
+        )
         self.breaker.watch(_log_changes())
         self._waiting = asyncio.Semaphore(_WAITING)
 

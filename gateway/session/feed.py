@@ -85,7 +85,7 @@ class Attachment:
         feed = self.feed
         if self.epoch != feed.epoch or self.seq < feed.last_seq or self.staged:
             return False
-        self.outbox.pulling = False
+        self.outbox.go_live()
         if feed.ended and not feed.stale:
             self.outbox.finish(CloseCode.SESSION_ENDED)
         return True
@@ -235,11 +235,11 @@ class Feed:
     def restart(self, cursor: Cursor) -> None:
         """The log cannot be continued from here: go on at its head; everybody reads for himself."""
         self.epoch, self.last_seq = cursor.epoch, cursor.seq
+        self.home_seq = min(self.home_seq, cursor.seq)
+        self.uncounted = None
         self._last_ms = 0
         self.doubtful = False
         self.runs.clear()
-        self.home_seq = min(self.home_seq, cursor.seq)
-        self.uncounted = None
         self._ahead.clear()
         self._ahead_bytes = 0
         for attachment in self.attachments:

@@ -92,6 +92,16 @@ DRAINING = Gauge(
     "draining",
     "1 from the moment when this node was told to stop: it sends its clients to other nodes.",
 )
+SLOW_CONSUMERS = Gauge(
+    "slow_consumers",
+    "Connections whose client does not keep up: it reads on from the log, because more events came "
+    "than may wait for it, or its socket takes no more bytes. As of the scrape.",
+)
+OUTBOUND_BUFFER_BYTES = Gauge(
+    "outbound_buffer_bytes",
+    "Bytes that wait in this process to be taken by WebSocket clients, over all connections. As of "
+    "the scrape.",
+)
 PUBSUB_GAPS_TOTAL = Counter(
     "pubsub_gaps_total",
     "Jumps in the numbers of a session's pushed events: one before was lost, or is late.",
@@ -133,6 +143,8 @@ CATALOGUE: tuple[Metric, ...] = (
     MESSAGE_PROCESSING_SECONDS,
     TOKENS_TOTAL,
     DRAINING,
+    SLOW_CONSUMERS,
+    OUTBOUND_BUFFER_BYTES,
     PUBSUB_GAPS_TOTAL,
     PUBSUB_REPAIRED_EVENTS_TOTAL,
     CIRCUIT_BREAKER_STATE,

@@ -40,6 +40,8 @@ class Telemetry:
         self._by_tenant: dict[str, _TenantMetrics] = {}
         self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
         self._draining = self._series.gauge(catalogue.DRAINING)
+        self._slow = self._series.gauge(catalogue.SLOW_CONSUMERS)
+        self._outbound = self._series.gauge(catalogue.OUTBOUND_BUFFER_BYTES)
         self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._by_service: dict[str, _ServiceMetrics] = {}
@@ -60,6 +62,14 @@ class Telemetry:
     def pubsub_repaired(self, events: int) -> None:
         """So many events came from the log, since their push had not come."""
         self._repaired.inc(events)
+
+    def outbound(self, slow_consumers: int, buffer_bytes: int) -> None:
+        """How many clients do not keep up, and how much waits for all; to be told before `render`.
+
+        Not inline: the kernel takes bytes without a word.
+        """
+        self._slow.set(slow_consumers)
+        self._outbound.set(buffer_bytes)
 
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""

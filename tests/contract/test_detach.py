@@ -10,7 +10,7 @@ from support.talk import Talk
 from gateway.bus.bus import Bus
 from gateway.session.model import Limits
 
-GRACE = Limits(resume_grace_s=0.12)
+GRACE = Limits(resume_grace_s=0.45)
 
 
 @pytest.fixture

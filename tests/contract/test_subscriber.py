@@ -146,4 +146,4 @@ async def test_two_thousand_sessions_are_read_again_without_stalling_the_loop(
             await until(lambda: len(read_again) == len(talks))
             watching.cancel()
         print(f"longest stall {stalls.longest_s * 1000:.0f} ms")  # with `pytest -s`
-        assert stalls.longest_s < 0.5
+        assert stalls.longest_s < 1.0

@@ -70,8 +70,10 @@ class LateControl:
             yield
 
 
-def worker_of(talk: Talk, function: Function, **options: Any) -> Worker:
-    agent = Agent(talk.agent, description="for tests")
+def worker_of(
+    talk: Talk, function: Function, *, restartable: bool = False, **options: Any
+) -> Worker:
+    agent = Agent(talk.agent, description="for tests", restartable=restartable)
     agent.run(function)
     bus = talk.bus
     parts = {"queue": bus.runs, "directory": bus.directory, "notices": bus.notices}
@@ -287,13 +289,14 @@ async def test_a_renewal_that_is_refused_stops_the_agent(quick_bus: Bus) -> None
 
 async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
     """Nobody's lease is judged while Redis is away, so its worker must not give it up either."""
-    begun, proceed = asyncio.Event(), asyncio.Event()
+    begun, away, back = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def slow(run: Run) -> None:
         await run.say("before ")
         begun.set()
+        await away.wait()
         await run.say("meanwhile ")
-        await proceed.wait()
+        await back.wait()
         await run.say("after")
 
     runs = Faulty(talk.bus.runs)
@@ -301,9 +304,10 @@ async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
         await send(talk)
         await begun.wait()
         runs.down.update({"renew", "append", "finish", "take", "dispatch"})
+        away.set()
         await asyncio.sleep(0.8)
         runs.down.clear()
-        proceed.set()
+        back.set()
         assert (await log_of(talk, "F")).endswith("F")
     [_, *said] = await messages_of(talk)
     assert "".join(message["content"] for message in said) == "before meanwhile after"
@@ -421,6 +425,29 @@ async def test_what_is_not_done_after_the_grace_ends_worker_lost(talk: Talk) -> 
     assert b'"code":"worker_lost"' in page.entries[-1]
     last = (await messages_of(talk))[-1]
     assert (last["content"], last["metadata"]) == ("so far", {"incomplete": True})
+
+
+async def test_a_restartable_run_that_its_worker_cannot_finish_is_made_anew(talk: Talk) -> None:
+    """A deploy does not cost an answer: the next worker gives it, from the start."""
+    attempts: list[int] = []
+
+    async def slow_at_first(run: Run) -> None:
+        attempts.append(run.attempt)
+        async with run.message() as message:
+            await message.write(f"{run.text} {len(run.messages)}")
+            if run.attempt == 1:
+                await until_cancelled()
+
+    async with working(talk, slow_at_first, restartable=True) as worker:
+        await send(talk, "question")
+        await log_of(talk, "EE")
+        worker.stop(grace_s=0.05)
+        await log_of(talk, "X")
+    async with working(talk, slow_at_first, restartable=True):
+        assert await log_of(talk, "F") == "SEEEXSEEEF"
+    assert attempts == [1, 2]
+    contents = [message["content"] for message in await messages_of(talk)]
+    assert contents == ["question", "question 1", "question 1"]
 
 
 async def test_the_directory_knows_the_worker_while_it_serves(talk: Talk) -> None:

@@ -1,35 +1,18 @@
 """Questions and client tools: whatever dies between question and answer, one answer counts."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.server import RedisServer
 from support.socket import TERMINAL, Socket, seqs, socket
 from support.stack import DEMO, Stack
+from support.theatre import theatre
 
 KINDS = ["answer", "tool_result"]
 TTL_S = 3
-
-
-@contextmanager
-def theatre(folder: Path) -> Generator[tuple[Stack, RedisServer]]:
-    """Two nodes and a worker on a server that can be made to fail."""
-    server = RedisServer(folder / "redis")
-    server.start()
-    stack = Stack(f"unix://{server.socket}", folder, {})
-    try:
-        stack.add_worker(DEMO)
-        stack.add_node()
-        stack.add_node()
-        stack.wait_until_ready()
-        yield stack, server
-    finally:
-        stack.stop()
-        server.stop()
 
 
 @pytest.fixture(scope="module")

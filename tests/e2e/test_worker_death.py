@@ -8,6 +8,7 @@ import pytest
 from support.agents import expected
 from support.socket import TERMINAL, seqs, socket
 from support.stack import COUNTING, Stack
+from support.theatre import theatre
 
 UNRULY = "support.unruly:unruly"
 PHOENIX = "support.unruly:phoenix"
@@ -172,6 +173,35 @@ async def test_a_run_ends_when_its_worker_and_its_node_are_killed_together(
         assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
     events = client.events + back.events
     assert seqs(events) == list(range(1, len(events) + 1))
+
+
+async def test_no_run_stays_open_when_everything_is_killed_together(tmp_path: Path) -> None:
+    """Node, worker and Redis: what is in its file ends, and is answered, all the same."""
+    with theatre(tmp_path, nodes=1, agent=COUNTING, **LEASE) as (stack, server):
+        async with socket(stack.ws_of()) as client:
+            await client.open(agent="counting")
+            first = await client.ask("message", content="count 400 10")
+            second = await client.ask("message", content="count 20 1")
+            assert second["status"] == "queued"
+            while len(client.events) < 10:
+                await client.receive()
+            stack.workers[0].kill()
+            stack.kill_node()
+            server.kill()
+            await client.closed()
+        server.start()
+        stack.start_node()
+        stack.add_worker(COUNTING)
+        async with socket(stack.ws_of()) as back:
+            await back.open(session_id=client.session_id, after=client.cursor)
+            assert back.opened["resumed"] is True
+            lost = await back.until_event(*TERMINAL)
+            assert (lost["run_id"], lost["event"]["code"]) == (first["run_id"], "worker_lost")
+            end = await back.until_event(*TERMINAL)
+            assert (end["run_id"], end["event"]["type"]) == (second["run_id"], "RUN_FINISHED")
+            assert back.text(second["run_id"]) == expected(20)
+        events = client.events + back.events
+        assert seqs(events) == list(range(1, len(events) + 1))
 
 
 async def test_a_message_without_any_worker_ends(tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ async def test_a_home_without_clients_does_not_say_so(world, session):
     assert attended(world) == before
 
 
+async def test_a_node_that_stops_says_so_and_takes_no_home(world, session):
+    """Its clients stay until their runs are over, which may take longer than the grace."""
+    session.home = ""
+    await world.join()
+    session.home = "n2"
+    world.bus.append("S")
+    await world.pass_time(60)
+    world.hub.drain()
+    session.home = ""
+    before = attended(world)
+    await world.pass_time(40)
+    assert attended(world) > before
+    assert session.home == ""
+
+
 async def test_a_session_whose_runs_go_on_needs_no_call(world):
     world.bus.make(home="n1")
     await world.join()

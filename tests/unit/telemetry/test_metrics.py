@@ -42,6 +42,8 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "message_processing_seconds": ("Histogram", ("tenant_id", "role")),
         "tokens_total": ("Counter", ("tenant_id", "agent_id", "type")),
         "draining": ("Gauge", ()),
+        "slow_consumers": ("Gauge", ()),
+        "outbound_buffer_bytes": ("Gauge", ()),
         "pubsub_gaps_total": ("Counter", ()),
         "pubsub_repaired_events_total": ("Counter", ()),
         "circuit_breaker_state": ("Gauge", ("service",)),
