@@ -75,7 +75,8 @@ def _sessions(fleet: Fleet, crowd: Crowd, keyspace: "_Keyspace", lost: bool) -> 
         wrong.append(
             f"sessions_active is {counted}, but {len(active)} of {len(alive)} sessions have a"
             f" living home: {dict(Counter(active))}; nobody follows"
-            f" {', '.join(s.name for s in deserted) or 'another'}"
+            f" {[s.name for s in deserted]}, nobody knows"
+            f" {[name for name in unknown if alive[name] in keyspace.nodes]}"
         )
     return wrong
 
