@@ -11,7 +11,6 @@ from chaos.fleet import NODES, WORKERS, Fleet
 from chaos.proxy import Mode
 from chaos.tape import Fault
 
-RECOVERY_S = (2.0, 5.0)
 Do = Callable[["Breaker"], Awaitable[None]]
 
 
@@ -20,15 +19,24 @@ class Breaker:
 
     Args:
         lease_s: the fleet's lease: what is stopped for less must cost no run.
+        recovery_s: how long all is well between two faults, at most.
+        say: is told of each fault.
     """
 
     def __init__(
-        self, fleet: Fleet, random: Random, *, lease_s: float, say: Callable[[str], None]
+        self,
+        fleet: Fleet,
+        random: Random,
+        *,
+        lease_s: float,
+        recovery_s: float,
+        say: Callable[[str], None],
     ) -> None:
         self.fleet = fleet
         self.random = random
         self.faults: list[Fault] = []
         self.lease_s = lease_s
+        self._recovery_s = recovery_s
         self._say = say
 
     async def run(self, kinds: list[str]) -> None:
@@ -42,7 +50,7 @@ class Breaker:
             await FAULTS[kind](self)
             self._say(f"{self.faults[-1].kind} for {time.monotonic() - began:.1f} s")
             await self.fleet.healthy()
-            await asyncio.sleep(self.random.uniform(*RECOVERY_S))
+            await self.last(self._recovery_s * 0.4, self._recovery_s)
 
     @asynccontextmanager
     async def fault(self, kind: str, *stops: str, loses: bool = False) -> AsyncIterator[None]:
@@ -108,16 +116,17 @@ async def _net(breaker: Breaker, mode: Mode, name: str) -> None:
 
 
 async def _redis_pause(breaker: Breaker) -> None:
+    """Also for longer than a lease: nobody could renew it, so nobody may be judged by it."""
     async with breaker.fault("SIGSTOP redis"):
         breaker.fleet.redis.pause()
-        await breaker.last(breaker.lease_s * 0.3, breaker.lease_s * 0.6)
+        await breaker.last(breaker.lease_s * 0.5, breaker.lease_s * 1.5)
         breaker.fleet.redis.resume()
 
 
 async def _redis_restart(breaker: Breaker) -> None:
     async with breaker.fault("SIGTERM redis"):
         await asyncio.to_thread(breaker.fleet.redis.stop)
-        await breaker.last(0.5, breaker.lease_s * 0.3)
+        await breaker.last(0.5, breaker.lease_s * 1.2)
         await asyncio.to_thread(breaker.fleet.redis.start)
 
 

@@ -29,8 +29,6 @@ from chaos.faults import FAULTS, Breaker, schedule  # noqa: E402
 from chaos.fleet import Fleet  # noqa: E402
 from chaos.tape import Fault, read_calls, read_tape  # noqa: E402
 
-PROGRESS_S = 15.0
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -41,6 +39,7 @@ class Plan:
     minutes: float = 6.5
     only: Sequence[str] = ()
     lease_s: float = 9.0
+    recovery_s: float = 5.0
     patience_s: float = 60.0
     burst: int = 400
 
@@ -87,6 +86,7 @@ async def chaos(plan: Plan, folder: Path, say: Callable[[str], None]) -> Outcome
                 fleet,
                 Random(plan.seed),
                 lease_s=plan.lease_s,
+                recovery_s=plan.recovery_s,
                 say=lambda text: say(f"{crowd.events:>9,} events  {text}"),
             )
             troubles = await _run(plan, fleet, crowd, breaker, say)

@@ -11,6 +11,7 @@ SHORT = Plan(
     clients=16,
     only=["worker_kill", "node_kill", "redis_pause", "worker_cut", "redis_power_failure"],
     lease_s=3.0,
+    recovery_s=2.0,
     burst=200,
 )
 
