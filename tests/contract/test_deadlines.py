@@ -31,7 +31,8 @@ async def test_a_run_whose_node_died_before_dispatch_is_dispatched_again(talk: T
 
 async def test_a_claimed_run_is_dispatched_no_more(talk: Talk) -> None:
     await talk.running()
-    assert "dispatch" not in {due.kind for due in await talk.bus.deadlines.due(100)}
+    dues = await talk.bus.deadlines.due(1000)
+    assert "dispatch" not in {due.kind for due in dues if due.ref.session == talk.key}
 
 
 async def test_a_run_that_nobody_serves_ends(talk: Talk) -> None:
