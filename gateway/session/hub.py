@@ -80,7 +80,8 @@ class Hub:
         self._checks = Checks(
             wheel,
             clock,
-            self._enqueue,
+            is_followed=lambda feed: self._feeds.get(feed.key) is feed,
+            wake=self._enqueue,
             running_s=self._times.check_running_s,
             idle_s=self._times.check_idle_s,
         )
