@@ -145,7 +145,12 @@ class SessionService:
 
     async def cancel(self, view: SessionView, frame: Cancel) -> Ack:
         """Cancels a run, by default the open one."""
-        accepted = await self._sessions.cancel(view.key, view.user, frame.run_id, frame_id=frame.id)
+        try:
+            accepted = await self._sessions.cancel(
+                view.key, view.user, frame.run_id, frame_id=frame.id
+            )
+        except Refused as refused:
+            raise self._unless_lost(refused, view.key, view.user) from None
         return await self._acknowledge(frame.id, accepted)
 
     async def close(self, view: SessionView, frame: Close) -> Ack:

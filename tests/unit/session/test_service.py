@@ -148,6 +148,7 @@ async def test_what_is_asked_of_a_session_that_redis_lost_may_be_asked_again(wor
     del world.bus.sessions[KEY]
     for asking in (
         service.message(view, Message("m", "hi")),
+        service.cancel(view, Cancel("c")),
         service.find(ANONYMOUS, KEY.session_id),
     ):
         with pytest.raises(Refused) as refused:
