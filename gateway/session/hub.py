@@ -93,7 +93,8 @@ class Hub:
         self._checks = Checks(
             wheel,
             clock,
-            self._enqueue,
+            is_followed=lambda feed: self._feeds.get(feed.key) is feed,
+            wake=self._enqueue,
             running_s=self._times.check_running_s,
             idle_s=self._times.check_idle_s,
             attend_s=self._times.resume_grace_s / 3,
@@ -188,10 +189,10 @@ class Hub:
         except Unavailable:
             self._wheel.after(self._times.retry_s, attachment.outbox.wake)
 
-    def missing(self, key: SessionKey) -> bool:
-        """Redis knows no such session, as somebody has just been told. True: it is made again."""
+    def missing(self, key: SessionKey, user: str) -> bool:
+        """Redis knows no such session, as its user has just been told. True: it is made again."""
         feed = self._feeds.get(key)
-        if feed is None or feed.over:
+        if feed is None or feed.over or feed.user != user:
             return False
         feed.look()
         return True

@@ -207,15 +207,23 @@ async def test_followers_that_missed_the_end_learn_it_from_a_refusal(world, serv
     assert client.closed == 4410
 
 
-async def test_a_message_to_a_session_that_redis_lost_may_come_again(world, service):
+async def test_what_is_asked_of_a_session_that_redis_lost_may_be_asked_again(world, service):
     """It is followed here, so it is made again; whoever does not follow it is told the truth."""
     world.bus.make()
     client = await world.join()
     view = await service.find(ANONYMOUS, KEY.session_id)
     del world.bus.sessions[KEY]
+    for asking in (
+        service.message(view, Message("m", "hi")),
+        service.cancel(view, Cancel("c")),
+        service.find(ANONYMOUS, KEY.session_id),
+    ):
+        with pytest.raises(Refused) as refused:
+            await asking
+        assert refused.value.code == ErrorCode.UNAVAILABLE
     with pytest.raises(Refused) as refused:
-        await service.message(view, Message("m", "hi"))
-    assert refused.value.code == ErrorCode.UNAVAILABLE
+        await service.find(Principal("acme", "mallory"), KEY.session_id)
+    assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
     await world.settle()
     assert client.resets == ["writes_lost"]
     assert (await service.message(view, Message("m", "hi"))).status == "accepted"
