@@ -98,6 +98,7 @@ class Feed:
         epoch, last_seq: the last event that passed.
         attachments: the sockets of this node that follow it.
         runs: runs that are not over, as far as this node knows.
+        fresh: this node made the session, and has not counted that yet.
         home: True while this node counts the session.
         home_node: who does, when last heard.
         home_seq: as home, this node counts what comes after it.
@@ -131,6 +132,7 @@ class Feed:
         self.last_seq = view.cursor.seq
         self.attachments: set[Attachment] = set()
         self.runs = {run.run_id for run in view.runs}
+        self.fresh = view.made_here
         self.home = False
         self.home_node = view.home
         self.home_seq = view.home_seq
