@@ -2,6 +2,7 @@
 #
 #   make run ARGS="--port 9000"      arguments for `gateway run`
 #   make test ARGS="-k resume -x"    arguments for pytest
+#   make chaos ARGS="--seed 7"       the same schedule of faults again
 #   make run PYTHON=/path/to/python  the interpreter that .venv is made from
 #
 # .venv belongs to this file: it is made anew when its interpreter is gone or the checkout has moved,
@@ -9,7 +10,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix mutants clean
+.PHONY: help run test check fix mutants chaos clean
 .NOTPARALLEL:
 
 PYTHON ?=
@@ -50,6 +51,9 @@ fix: $(TESTS) ## format, and repair what ruff can repair
 
 mutants: $(TESTS) ## break the product on purpose, patch by patch, and expect red
 	@$(PY) tests/mutants/run.py $(ARGS)
+
+chaos: $(TESTS) ## kill, stop and cut off everything in turn while clients talk, and prove that nothing is lost
+	@$(PY) tests/chaos/run.py $(ARGS)
 
 clean: ## remove .venv and what tools left behind
 	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache \

@@ -22,6 +22,7 @@ from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
@@ -59,7 +60,7 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits) -> AsyncGenerator[Bus]:
+async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
@@ -67,8 +68,12 @@ async def open_bus(url: str, limits: Limits) -> AsyncGenerator[Bus]:
     """
     client = create_client(url)
     try:
-        await check_server(client, url)
-        yield Bus(client, limits)
+        replicas = await check_server(client, url)
+        if replicas < ack_replicas:
+            logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
+                "Redis has fewer replicas than must confirm a message: all will be unavailable"
+            )
+        yield Bus(client, limits, ack_replicas=ack_replicas)
     finally:
         await client.aclose()
 
@@ -86,6 +91,7 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._telemetry = telemetry = Telemetry(version=__version__)
+        telemetry.follow("redis", bus.scripts.breaker)
         self._wheel = Wheel(time.monotonic, report)
         self._hub = Hub(
             sessions=bus.sessions,
@@ -116,6 +122,7 @@ class Node:
             adopt=self._hub.take_home,
             report=report,
             lease_s=limits.lease_s,
+            grace_s=limits.resume_grace_s,
             node_lease_s=limits.node_lease_s,
         )
         self._endings = Endings(
@@ -136,14 +143,19 @@ class Node:
             probe=telemetry,
             wheel=self._wheel,
             clock=time.monotonic,
+            limits=ConnectionLimits(
+                outbox_bytes=limits.outbox_bytes,
+                stall_timeout_s=limits.stall_timeout_s,
+                resume_ttl_s=limits.session_ttl_s,
+            ),
         )
-        self._readiness = health.Readiness({"redis": self._ping})
+        self._readiness = health.Readiness({"redis": self._check_redis})
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
                 *http.routes(service, bus.directory),
                 *health.routes(self._readiness),
-                *metrics.routes(telemetry.render),
+                *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
             middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
@@ -189,8 +201,14 @@ class Node:
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
 
-    async def _ping(self) -> None:
+    def _render_metrics(self) -> tuple[bytes, str]:
+        self._telemetry.outbound(*self._edge.outbound())
+        return self._telemetry.render()
+
+    async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
+        if not self._bus.notices.up:
+            raise Unavailable("the subscriber is not connected")
 
 
 async def serve_agent(

@@ -164,7 +164,10 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
     stopper.install()
     listener = bind(settings.host, settings.port)
     with listener:
-        async with redis_url(settings) as url, open_bus(url, limits) as bus:
+        async with (
+            redis_url(settings) as url,
+            open_bus(url, limits, ack_replicas=settings.ack_replicas) as bus,
+        ):
             if not with_demo:
                 await serve_node(bus, limits, listener, stopper.on_stop, drain_s=settings.drain_s)
                 return

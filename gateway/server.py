@@ -13,7 +13,8 @@ from loguru import logger
 
 from gateway.app import Node
 from gateway.bus.bus import Bus
-from gateway.edges.socket import HttpProtocol, WebSocketProtocol
+from gateway.edges.http_protocol import HttpProtocol
+from gateway.edges.socket import WebSocketProtocol
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 from protocol.codec import MAX_CLIENT_FRAME_BYTES

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path, Field(validation_alias="GATEWAY_DATA_DIR")] = Path(".nooble")
     redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
     drain_s: Annotated[float, Field(validation_alias="GATEWAY_DRAIN_S", ge=0)] = 60.0
+    ack_replicas: Annotated[int, Field(validation_alias="GATEWAY_ACK_REPLICAS", ge=0)] = 0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         Field(validation_alias="GATEWAY_LOG_LEVEL"),

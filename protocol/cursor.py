@@ -30,6 +30,7 @@ from protocol.frames import (
     GoAway,
     JsonObject,
     Message,
+    OnDetach,
     Open,
     Opened,
     Pong,
@@ -144,6 +145,7 @@ class ClientCore:
         cursor: Cursor | None = None,
         token: str | None = None,
         metadata: JsonObject | None = None,
+        on_detach: OnDetach = "continue",
     ) -> None:
         """Either `agent` (a new session) or `session_id` (an existing one) must be given."""
         if agent is None and session_id is None:
@@ -153,6 +155,7 @@ class ClientCore:
         self.cursor = cursor
         self.token = token
         self.metadata = metadata
+        self.on_detach: OnDetach = on_detach
         self._unanswered: dict[str, Command] = {}
         self._open_id: str | None = None
         self._attached = False
@@ -183,6 +186,7 @@ class ClientCore:
             after=None if new else self.cursor,
             traceparent=traceparent,
             metadata=self.metadata if new else None,
+            on_detach=self.on_detach if new else "continue",
         )
 
     def send(self, command: Command) -> bool:

@@ -25,6 +25,8 @@ Content = str | Annotated[list[JsonObject], Meta(min_length=1)]
 """A message's content as AG-UI has it: plain text, or a list of content parts."""
 
 WhenBusy = Literal["enqueue", "reject", "interrupt"]
+OnDetach = Literal["continue", "cancel"]
+"""What happens to a session's runs when its last client has been away for the resume grace."""
 RunStatus = Literal["pending", "queued", "running", "cancelling"]
 SessionState = Literal["idle", "queued", "running", "cancelling", "awaiting_input", "ended"]
 
@@ -47,7 +49,10 @@ class RunInfo(Struct, frozen=True):
 
 
 class Open(Struct, frozen=True, tag="open", omit_defaults=True):
-    """First frame: a new session (`agent`) or an old one (`session_id`), resumed at `after`."""
+    """First frame: a new session (`agent`) or an old one (`session_id`), resumed at `after`.
+
+    `metadata` and `on_detach` are a new session's; an old one keeps what it was created with.
+    """
 
     id: FrameId
     token: str | None = None
@@ -56,6 +61,7 @@ class Open(Struct, frozen=True, tag="open", omit_defaults=True):
     after: Cursor | None = None
     traceparent: Traceparent | None = None
     metadata: JsonObject | None = None
+    on_detach: OnDetach = "continue"
 
 
 class Message(Struct, frozen=True, tag="message", omit_defaults=True):
@@ -154,7 +160,10 @@ class Ack(Struct, frozen=True, tag="ack", omit_defaults=True):
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
-    """Replaces all local state; `cursor` counts only once the events are applied."""
+    """Replaces all local state; `cursor` counts only once the events are applied.
+
+    An open run that is too large for one frame is not part of it, but follows `cursor` as events.
+    """
 
     cursor: Cursor
     events: list[Raw]

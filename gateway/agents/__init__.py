@@ -17,6 +17,7 @@ sdk         `Agent` and `Run`: the whole surface for an author
 emitted     which events an agent may send as they are
 stream      a run's events on their way to Redis: gathered, numbered, bounded
 unfinished  what a run has opened and not closed
+leash       how an agent that does not stop is let go of
 execution   one attempt at one run, from its claim to its ending
 worker      slots, leases, presence: the process that claims runs
 patch       JSON Patch (RFC 6902) on the shared state

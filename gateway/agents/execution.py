@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from enum import Enum
 from typing import Literal
@@ -11,6 +12,7 @@ import msgspec
 from loguru import logger
 
 from gateway.agents.backoff import persist
+from gateway.agents.leash import Leash
 from gateway.agents.sdk import Agent, AgentError, JsonObject, Run
 from gateway.agents.stream import EventStream
 from gateway.session.errors import Fenced, TooLarge, Unavailable
@@ -46,8 +48,9 @@ class _Stop(Enum):
 class Execution:
     """Runs the agent on a claim and ends the run, whatever the agent does.
 
-    Attributes:
-        lease_until: the loop's time until which the run is surely ours; moved by renewals.
+    While Redis does not answer, the run is held on to until its own deadline: leases are judged by
+    Redis's clock, and not before Redis has been there for one. Whoever lost it meanwhile is told by
+    the first answer.
     """
 
     def __init__(
@@ -56,12 +59,12 @@ class Execution:
         claim: Claim,
         queue: RunQueue,
         *,
-        lease_until: float = math.inf,
         window_s: float = 0.04,
+        patience_s: float = 5.0,
     ) -> None:
+        """`patience_s`: how long the agent may clean up when nothing waits for it any more."""
         self.ref = claim.ref
         self.attempt = claim.attempt
-        self.lease_until = lease_until
         self._agent = agent
         self._queue = queue
         self._stream = EventStream(
@@ -73,8 +76,13 @@ class Execution:
             window_s=window_s,
         )
         self._run = Run(claim, self._stream)
+        self._leash: Leash | None = None
+        self._patience_s = patience_s
+        self._release: asyncio.TimerHandle | None = None
+        self._context = copy_context()
         self._task: asyncio.Task[None] | None = None
         self._stop: _Stop | None = None
+        self._abandoned = False
         self._error: tuple[str, str] | None = None
         if claim.cancelled:
             self.cancel()
@@ -99,7 +107,8 @@ class Execution:
             self._halt(_Stop.HANDED_BACK)
 
     def abandon(self) -> None:
-        """The worker stops: hand the run back, or end it with what was said so far."""
+        """The worker stops: hand the run back, or end it with what was said, if Redis answers."""
+        self._abandoned = True
         self.hand_back()
         if self._stop is not _Stop.HANDED_BACK:
             self._halt(_Stop.WORKER_STOPS)
@@ -113,14 +122,29 @@ class Execution:
             self._stop = why
         if self._task is not None:
             self._task.cancel()
+            # A cancelled agent has its grace: who ends that calls `fence`.
+            if why is not _Stop.CANCELLED and self._release is None:
+                loop = asyncio.get_running_loop()
+                self._release = loop.call_later(
+                    self._patience_s, self._let_go, context=self._context
+                )
+
+    def _let_go(self) -> None:
+        """The agent does not stop: it would keep its slot, and the worker from stopping."""
+        if self._task is not None and self._leash is not None and not self._over:
+            logger.bind(agent_id=self._agent.name).error(
+                "the agent ignores its cancellation; it was let go"
+            )
+            self._leash.release()
+            self._task.cancel()
 
     def _broke(self, error: Exception) -> None:
         if isinstance(error, Unavailable):
-            logger.warning("agent stopped: Redis did not answer while the lease could hold")
+            logger.warning("agent stopped: Redis did not answer")
         self._halt(_Stop.TOO_LARGE if isinstance(error, TooLarge) else _Stop.LOST)
 
     def _until(self) -> float:
-        return -math.inf if self._stop is _Stop.LOST else min(self.lease_until, self._run.deadline)
+        return -math.inf if self._stop is _Stop.LOST or self._abandoned else self._run.deadline
 
     # --- the run --------------------------------------------------------------------------------
 
@@ -131,6 +155,8 @@ class Execution:
                 group.create_task(self._stream.run())
                 self._task = group.create_task(self._answer())
                 await asyncio.wait((self._task,))
+                if self._release is not None:
+                    self._release.cancel()
                 self._stream.close()
             if self._stop is None and self._task.cancelled():
                 # The agent raised CancelledError by itself, e.g. from a task of its own.
@@ -140,12 +166,13 @@ class Execution:
         except Fenced:
             logger.info("run left: another attempt holds it, or it is over")
         except Unavailable:
-            logger.warning("run left: Redis did not answer while the lease could hold")
+            logger.warning("run left: Redis did not answer")
         return None
 
     async def _answer(self) -> None:
+        self._leash = Leash(self._agent.answer(self._run))
         try:
-            await self._agent.answer(self._run)
+            await self._leash
         except AgentError as error:
             logger.bind(code=error.code).warning("the agent ended the run with an error")
             self._error = (error.message, error.code)

@@ -61,9 +61,12 @@ class Agent:
     Args:
         name: lower-case letters, digits, `-` and `_`; what clients ask for.
         description: for people, in the list of agents.
+        restartable: whether a run that loses its worker in the middle is made anew. The lost run
+            ends with `worker_lost` all the same; a new one answers the same message from the start,
+            so whatever the agent did before is done again.
     """
 
-    def __init__(self, name: str, *, description: str = "") -> None:
+    def __init__(self, name: str, *, description: str = "", restartable: bool = False) -> None:
         try:
             msgspec.convert(name, AgentName)
         except msgspec.ValidationError:
@@ -71,6 +74,7 @@ class Agent:
                 f"{name!r} is no agent name: 1 to 63 of a-z, 0-9, `-`, `_`, a letter or digit first"
             ) from None
         self.info = AgentInfo(name, description)
+        self.restartable = restartable
         self._function: AgentFunction | None = None
 
     @property
@@ -142,7 +146,7 @@ class Run:
 
     Attributes:
         session_id, run_id, tenant, user: whose run it is.
-        attempt: 1, or more when earlier workers were lost before they said anything.
+        attempt: 1, or more when earlier workers were lost: of this run, or of one that it restarts.
         metadata: of the session.
         messages: the conversation, this run's new messages last; AG-UI messages as dicts.
         tools: what the client offers to run; AG-UI tools.

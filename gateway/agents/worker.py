@@ -50,6 +50,7 @@ class Worker:
         poll_s: how often to look for runs although nothing rang.
         presence_s: how often to say that this worker lives.
         window_s: how long the SDK gathers deltas.
+        patience_s: how long an agent may go on after the end of its run.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Worker:
         poll_s: float = 1.0,
         presence_s: float = 5.0,
         window_s: float = 0.04,
+        patience_s: float = 5.0,
     ) -> None:
         self._agent = agent
         self._queue = queue
@@ -76,6 +78,7 @@ class Worker:
         self._poll_s = poll_s
         self._presence_s = presence_s
         self._window_s = window_s
+        self._patience_s = patience_s
         # What is ours: from `take` to the end, the claim included.
         self._refs: set[RunRef] = set()
         self._executions: set[Execution] = set()
@@ -168,12 +171,12 @@ class Worker:
     async def _claim_and_run(self, ref: RunRef) -> Following:
         lease_until = self._now() + self._lease_s
         claim = await persist(
-            lambda: self._queue.claim(ref, self._worker_id),
+            lambda: self._queue.claim(ref, self._worker_id, restartable=self._agent.restartable),
             lambda: lease_until if self._grace_s is None else -math.inf,
         )
         if claim is None:
             return None
-        execution = self._begin(claim, lease_until)
+        execution = self._begin(claim)
         try:
             async with asyncio.TaskGroup() as group:
                 follower = group.create_task(self._follow(execution))
@@ -183,13 +186,13 @@ class Worker:
         finally:
             self._executions.discard(execution)
 
-    def _begin(self, claim: Claim, lease_until: float) -> Execution:
+    def _begin(self, claim: Claim) -> Execution:
         execution = Execution(
             self._agent,
             claim,
             self._queue,
-            lease_until=lease_until,
             window_s=self._window_s,
+            patience_s=self._patience_s,
         )
         self._executions.add(execution)
         if self._grace_s is not None:
@@ -229,7 +232,6 @@ class Worker:
                     await self._renew_leases(held)
                 except Unavailable:
                     self._redis.down()
-                    self._fence_expired()
                     await asyncio.sleep(min(backoff.next_s(), self._lease_s / 3))
                     held = list(self._executions)
                 else:
@@ -238,21 +240,12 @@ class Worker:
                     break
 
     async def _renew_leases(self, held: Sequence[Execution]) -> None:
-        lease_until = self._now() + self._lease_s
         leases = await self._queue.renew([(each.ref, each.attempt) for each in held])
         for execution, lease in zip(held, leases, strict=True):
             if not lease.held:
                 execution.fence()
-                continue
-            execution.lease_until = lease_until
-            if lease.cancelled:
+            elif lease.cancelled:
                 execution.cancel()
-
-    def _fence_expired(self) -> None:
-        """Stops agents whose lease has run out by our clock: another may hold the run by now."""
-        for execution in self._executions:
-            if execution.lease_until < self._now():
-                execution.fence()
 
     async def _announce(self) -> None:
         known = False

@@ -5,6 +5,7 @@ from gateway.bus.deadlines import RedisDeadlines
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.notices import RedisNotices
 from gateway.bus.runs import RedisRuns
+from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import RedisSessions
 from gateway.session.model import Limits
 
@@ -12,12 +13,16 @@ from gateway.session.model import Limits
 class Bus:
     """The ports of the domain, implemented on one client. `notices.run` must be running."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` comes from `connection.create_client`; the caller closes it."""
+    def __init__(self, client: Client, limits: Limits, *, ack_replicas: int = 0) -> None:
+        """`client` comes from `connection.create_client`; the caller closes it.
+
+        What clients are told to be accepted, `ack_replicas` replicas have confirmed.
+        """
         self.client = client
         self.limits = limits
-        self.sessions = RedisSessions(client, limits)
-        self.runs = RedisRuns(client, limits)
-        self.directory = RedisDirectory(client)
-        self.deadlines = RedisDeadlines(client, self.directory, limits)
+        self.scripts = Scripts(client)
+        self.sessions = RedisSessions(self.scripts, limits, ack_replicas=ack_replicas)
+        self.runs = RedisRuns(self.scripts, limits)
+        self.directory = RedisDirectory(self.scripts)
+        self.deadlines = RedisDeadlines(self.scripts, self.directory, limits)
         self.notices = RedisNotices(client)

@@ -1,6 +1,8 @@
 """`REDIS_URL` to a client, and what is checked before anything is served."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -76,8 +78,32 @@ def create_connection(client: Client, channel: str) -> AbstractConnection:
     return pool.make_connection()
 
 
-async def check_server(client: Client, url: str) -> None:
-    """Checks that the server answers, is recent enough and never evicts.
+@asynccontextmanager
+async def same_connection(client: Client, key: str) -> AsyncGenerator[AbstractConnection]:
+    """A pooled connection to the server that has `key`, for commands that must share it.
+
+    Every answer must be read before it is left, or it must be left by an exception.
+    """
+    if isinstance(client, RedisCluster):
+        await client.initialize()
+        node: Any = client.get_node_from_key(key)
+        connection: AbstractConnection = node.acquire_connection()
+        try:
+            await node.disconnect_if_needed(connection)
+            yield connection
+        finally:
+            node.release(connection)
+    else:
+        pool: Any = client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            yield connection
+        finally:
+            await pool.release(connection)
+
+
+async def check_server(client: Client, url: str) -> int:
+    """Checks that the server answers, is recent enough and never evicts. Answers its replicas.
 
     Raises:
         UnusableRedis: when not.
@@ -104,6 +130,7 @@ async def check_server(client: Client, url: str) -> None:
             f"{where}: maxmemory-policy is {policy}, but must be noeviction"
             " (an evicted key would be a lost message)"
         )
+    return int(info.get("connected_slaves", 0))
 
 
 def mask(url: str) -> str:

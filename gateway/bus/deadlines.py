@@ -4,12 +4,10 @@ import time
 from typing import Any
 
 from gateway.bus import keys
-from gateway.bus.connection import Client, in_time
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.runs import finish_arguments
-from gateway.bus.scripts import FAULTS, call
+from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import encode_limits
-from gateway.session.errors import Unavailable
 from gateway.session.model import Advanced, AgentInfo, Due, Ending, Limits, RunRef
 from protocol.frames import Cursor
 
@@ -17,11 +15,10 @@ from protocol.frames import Cursor
 class RedisDeadlines:
     """See `gateway.session.ports.Deadlines`."""
 
-    def __init__(self, client: Client, directory: RedisDirectory, limits: Limits) -> None:
+    def __init__(self, scripts: Scripts, directory: RedisDirectory, limits: Limits) -> None:
         """`directory` tells a run that no worker came for from one that waited behind others."""
-        self._client = client
+        self._scripts = scripts
         self._directory = directory
-        self._max_attempts = limits.max_attempts
         self._limits = encode_limits(limits)
         self._node_lease_ms = int(limits.node_lease_s * 1000)
         # A dead node must be known as such for as long as a session may name it as its home.
@@ -33,33 +30,28 @@ class RedisDeadlines:
     async def due(self, limit: int) -> list[Due]:
         """Due times that have passed, over all partitions, at most `limit` of each."""
         now_ms = await self._now_ms()
-        try:
-            pipeline: Any = self._client.pipeline(transaction=False)
-            for number in range(keys.PARTITIONS):
-                pipeline.zrange(
-                    keys.due(number),
-                    "-inf",
-                    now_ms,
-                    byscore=True,
-                    offset=0,
-                    num=limit,
-                    withscores=True,
-                )
-            async with in_time():
-                pages: list[list[tuple[bytes, float]]] = await pipeline.execute()
-        except FAULTS:
-            raise Unavailable from None
+        pipeline: Any = self._scripts.client.pipeline(transaction=False)
+        for number in range(keys.PARTITIONS):
+            pipeline.zrange(
+                keys.due(number),
+                "-inf",
+                now_ms,
+                byscore=True,
+                offset=0,
+                num=limit,
+                withscores=True,
+            )
+        async with self._scripts.asking():
+            pages: list[list[tuple[bytes, float]]] = await pipeline.execute()
         return [_parse(member, score) for page in pages for member, score in page]
 
     async def advance(self, due: Due) -> Advanced:
         """Acts on one due time if it still holds, else does nothing."""
-        action, *rest = await call(
-            self._client,
+        action, *rest = await self._scripts.call(
             "advance",
             keys.session(due.ref.session),
             due.kind,
             due.ref.run_id,
-            self._max_attempts,
             self._limits,
             self._node,
             *self._alive,
@@ -100,8 +92,7 @@ class RedisDeadlines:
         self, ref: RunRef, attempt: int, ordinal: int, code: str, ending: Ending
     ) -> RunRef | None:
         """Ends a run whose deadline has passed, fenced by attempt and ordinal."""
-        answer = await call(
-            self._client,
+        answer = await self._scripts.call(
             "finish",
             keys.session(ref.session),
             ref.run_id,
@@ -114,9 +105,12 @@ class RedisDeadlines:
         return RunRef(ref.tenant, ref.session_id, next_id) if next_id else None
 
     async def beat(self, node: str) -> dict[str, bool]:
-        """Says that this node lives. Answers the nodes known, and whether each is alive."""
-        now_ms, *answer = await call(
-            self._client, "beat", keys.NODES, node, self._node_lease_ms, self._forget_ms
+        """Says that this node lives. Answers the nodes known, and whether each is alive.
+
+        Asked even while Redis is known to be away: it is how a node learns that it is back.
+        """
+        now_ms, *answer = await self._scripts.call(
+            "beat", keys.NODES, node, self._node_lease_ms, self._forget_ms, probe=True
         )
         self._node = node
         self._offset_ms = int(now_ms) - time.monotonic() * 1000
@@ -130,13 +124,14 @@ class RedisDeadlines:
     async def _now_ms(self) -> int:
         """The time by Redis, as the last beat told it; only a hint, the scripts decide."""
         if self._offset_ms is None:
-            now_ms = int((await call(self._client, "beat", keys.NODES, "", 0, self._forget_ms))[0])
+            answer = await self._scripts.call("beat", keys.NODES, "", 0, self._forget_ms)
+            now_ms = int(answer[0])
             self._offset_ms = now_ms - time.monotonic() * 1000
         return int(time.monotonic() * 1000 + self._offset_ms)
 
     async def leave(self, node: str) -> None:
         """Says that this node stops."""
-        await call(self._client, "beat", keys.NODES, node, 0, self._forget_ms)
+        await self._scripts.call("beat", keys.NODES, node, 0, self._forget_ms)
 
 
 def _parse(member: bytes, score: float) -> Due:

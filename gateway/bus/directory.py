@@ -8,9 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client, in_time
-from gateway.bus.scripts import FAULTS, call
-from gateway.session.errors import Unavailable
+from gateway.bus.scripts import Scripts
 from gateway.session.model import AgentInfo, AgentStatus, WorkerInfo
 
 _PRESENCE_MS = 15_000
@@ -20,9 +18,9 @@ _CACHE_S = 2.0
 class RedisDirectory:
     """See `gateway.session.ports.Directory`."""
 
-    def __init__(self, client: Client) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts) -> None:
+        """`scripts` are shared with the other parts of the bus."""
+        self._scripts = scripts
         self._known: dict[str, AgentInfo] = {}
         self._known_at = float("-inf")
 
@@ -42,7 +40,7 @@ class RedisDirectory:
 
     async def status(self, info: AgentInfo) -> AgentStatus:
         """Who serves one agent now."""
-        queued, *loads = await call(self._client, "presence", keys.presence(info.name), "", 0, 0, 0)
+        queued, *loads = await self._scripts.call("presence", keys.presence(info.name), "", 0, 0, 0)
         return AgentStatus(info, len(loads) // 2, sum(loads[::2]), sum(loads[1::2]), queued)
 
     async def find(self, name: str) -> AgentInfo | None:
@@ -53,8 +51,7 @@ class RedisDirectory:
         return self._known.get(name)
 
     async def _presence(self, worker: WorkerInfo, ttl_ms: int) -> None:
-        await call(
-            self._client,
+        await self._scripts.call(
             "presence",
             keys.presence(worker.agent.name),
             worker.worker_id,
@@ -65,20 +62,14 @@ class RedisDirectory:
 
     async def _write(self, info: AgentInfo) -> None:
         record = msgspec.json.encode(info)
-        try:
-            async with in_time():
-                await self._client.hset(keys.AGENTS, info.name, cast("Any", record))
-        except FAULTS:
-            raise Unavailable from None
+        async with self._scripts.asking():
+            await self._scripts.client.hset(keys.AGENTS, info.name, cast("Any", record))
 
     async def _read(self) -> dict[str, AgentInfo]:
-        try:
-            async with in_time():
-                records = await cast(
-                    "Awaitable[dict[bytes, bytes]]", self._client.hgetall(keys.AGENTS)
-                )
-        except FAULTS:
-            raise Unavailable from None
+        async with self._scripts.asking():
+            records = await cast(
+                "Awaitable[dict[bytes, bytes]]", self._scripts.client.hgetall(keys.AGENTS)
+            )
         return {
             name.decode(): msgspec.json.decode(record, type=AgentInfo)
             for name, record in records.items()

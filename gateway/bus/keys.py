@@ -36,6 +36,11 @@ def control_channel(key: SessionKey) -> str:
     return f"c:{_base(key)}"
 
 
+def probe_channel(beside: str, token: str) -> str:
+    """A channel on the same slot as a key or channel, for nobody else."""
+    return f"probe:{beside[beside.index('{') : beside.index('}') + 1]}:{token}"
+
+
 def due(number: int) -> str:
     """The due times of a partition."""
     return f"due:{{p{number}}}"

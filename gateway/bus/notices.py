@@ -2,29 +2,37 @@
 
 One connection to each server (one in all, without Cluster) carries every channel of the process.
 Sharded channels (`SSUBSCRIBE`) scale with the cluster; a single server has them as well.
+
+That a connection is silent says nothing: perhaps nothing happens. So each has a channel to itself,
+on which the process publishes by the ordinary way; when nothing comes back, what others publish
+would not come either, and the connection is made anew.
 """
 
 import asyncio
 import math
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from uuid import uuid4
 
 from loguru import logger
 from redis.asyncio import RedisCluster
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisClusterException
 
 from gateway.bus import keys
 from gateway.bus.connection import Client, create_connection, in_time
+from gateway.bus.scripts import FAULTS
 from gateway.session.errors import Unavailable
 from gateway.session.model import SessionKey
 
 _CONFIRM_TIMEOUT_S = 3.0
-_PING_S = 10.0
-_SILENCE_S = 25.0
-"""Without a byte for so long, pings included, a connection counts as dead."""
+_PROBE_S = 5.0
+_ECHO_TIMEOUT_S = 3.0
+_BATCH = 200
+"""So many commands in one turn of the event loop: after an interruption there may be thousands."""
 _BACKOFF_S = (0.05, 2.0)
 
 
@@ -57,7 +65,14 @@ class RedisNotices:
         """Keeps the connections until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            if not isinstance(self._client, RedisCluster):
+                self._link(keys.due(0))  # the one of the only server, so that `up` tells of it
             await asyncio.Event().wait()
+
+    @property
+    def up(self) -> bool:
+        """True while every connection stands, as far as is known: a silent one is found in 8 s."""
+        return all(link.up for link in self._links.values())
 
     def session_events(
         self,
@@ -118,22 +133,46 @@ class RedisNotices:
         if link is None:
             if self._group is None:
                 raise Unavailable
-            link = self._links[name] = _Link(lambda: create_connection(self._client, channel))
+            link = self._links[name] = _Link(
+                lambda: create_connection(self._client, channel),
+                self._publish,
+                keys.probe_channel(channel, uuid4().hex),
+            )
             self._group.create_task(link.run(), name=f"subscriber {name}")
         return link
+
+    async def _publish(self, channel: str) -> None:
+        async with in_time():
+            client: Any = self._client
+            await client.execute_command("SPUBLISH", channel, "")
 
 
 class _Link:
     """One subscriber connection: made again whenever it breaks, subscriptions included."""
 
-    def __init__(self, connect: Callable[[], AbstractConnection]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], AbstractConnection],
+        publish: Callable[[str], Awaitable[None]],
+        probe: str,
+    ) -> None:
+        """`publish` publishes anything on the channel `probe`."""
         self.channels: dict[str, _Channel] = {}
         self._connect = connect
+        self._publish = publish
         self._commands: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
         self._unconfirmed: dict[bytes, int] = {}
-        self._heard_at = 0.0
         self._up = False
         self._was_up = False
+        self._hears = False
+        self._pause_s = _BACKOFF_S[0]
+        self._heard = asyncio.Event()
+        self._probe = self.add(probe)
+
+    @property
+    def up(self) -> bool:
+        """True while it stands, and pushes come over it."""
+        return self._up and self._hears
 
     def add(self, name: str) -> _Channel:
         channel = self.channels[name] = _Channel(name, self)
@@ -153,25 +192,26 @@ class _Link:
         self._commands.put_nowait(("SSUBSCRIBE", name))
 
     async def run(self) -> None:
-        pause_s = _BACKOFF_S[0]
         while True:
-            connection = self._connect()
             try:
-                async with in_time():
-                    await connection.connect()
-                pause_s = _BACKOFF_S[0]
-                await self._serve(connection)
+                await self._serve(self._connect())
             except* Exception as group:  # noqa: BLE001 - whatever it is, the link is made anew
                 if self._up or not self._was_up:
                     errors = [repr(error) for error in group.exceptions]
                     logger.bind(errors=errors).warning("subscriber connection lost")
-            finally:
-                self._up = False
-                await connection.disconnect(nowait=True)
-            await asyncio.sleep(pause_s * (0.5 + random.random()))
-            pause_s = min(pause_s * 2, _BACKOFF_S[1])
+            self._up = False
+            await asyncio.sleep(self._pause_s * (0.5 + random.random()))
+            self._pause_s = min(self._pause_s * 2, _BACKOFF_S[1])
 
     async def _serve(self, connection: AbstractConnection) -> None:
+        try:
+            async with in_time():
+                await connection.connect()
+            await self._follow_all(connection)
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _follow_all(self, connection: AbstractConnection) -> None:
         self._commands = asyncio.Queue()
         self._unconfirmed.clear()
         for channel in self.channels.values():
@@ -179,37 +219,46 @@ class _Link:
             self._subscribe(channel.name)
         restored = set(self.channels) if self._was_up else set[str]()
         self._up = self._was_up = True
-        self._heard_at = asyncio.get_running_loop().time()
+        self._hears = False
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write(connection))
-            group.create_task(self._ping())
+            group.create_task(self._watch())
             await self._read(connection, restored)
 
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
             commands = [await self._commands.get()]
-            while not self._commands.empty():
+            while not self._commands.empty() and len(commands) < _BATCH:
                 commands.append(self._commands.get_nowait())
             await connection.send_packed_command(
                 connection.pack_commands(commands), check_health=False
             )
+            await asyncio.sleep(0)  # sending alone does not yield
 
-    async def _ping(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _watch(self) -> None:
+        async with asyncio.timeout(_CONFIRM_TIMEOUT_S):
+            await self._probe.confirmed.wait()
         while True:
-            await asyncio.sleep(_PING_S)
-            if loop.time() - self._heard_at > _SILENCE_S:
-                raise TimeoutError("the subscriber connection is silent")
-            self._commands.put_nowait(("PING",))
+            self._heard.clear()
+            try:
+                await self._publish(self._probe.name)
+            except (*FAULTS, RedisClusterException):
+                pass  # others publish nothing either
+            else:
+                # Any push will do: under load our own may wait behind many.
+                async with asyncio.timeout(_ECHO_TIMEOUT_S):
+                    await self._heard.wait()
+                self._hears = True
+                self._pause_s = _BACKOFF_S[0]
+            await asyncio.sleep(_PROBE_S)
 
     async def _read(self, connection: AbstractConnection, restored: set[str]) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             message: list[Any] = cast(
                 "Any", await connection.read_response(disable_decoding=True, timeout=math.inf)
             )
-            self._heard_at = loop.time()
             if message[0] == b"smessage":
+                self._heard.set()
                 self._deliver(message[1].decode(), message[2])
             elif message[0] == b"ssubscribe":
                 self._confirm(message[1], restored)

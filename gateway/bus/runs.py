@@ -1,15 +1,16 @@
 """`RunQueue` on Redis: from accepted runs to workers, and a run's life in their hands."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
-from gateway.bus.scripts import Argument, call
+from gateway.bus.scripts import Argument, Scripts
 from gateway.bus.sessions import encode_limits
+from gateway.session.ids import uuid7
 from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
 
 _SLACK_S = 60.0
@@ -19,21 +20,20 @@ _SLACK_S = 60.0
 class RedisRuns:
     """See `gateway.session.ports.RunQueue`."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits) -> None:
+        """`scripts` are shared with the other parts of the bus."""
+        self._scripts = scripts
         self._limits = limits
         self._encoded_limits = encode_limits(limits)
         self._lease_ms = int(limits.lease_s * 1000)
         self._stale_ms = int((limits.queue_wait_s + _SLACK_S) * 1000)
 
     async def _call(self, name: str, ref: RunRef, *arguments: Argument) -> list[Any]:
-        return await call(self._client, name, keys.session(ref.session), ref.run_id, *arguments)
+        return await self._scripts.call(name, keys.session(ref.session), ref.run_id, *arguments)
 
     async def dispatch(self, ref: RunRef, agent: str) -> None:
         """Puts a run into its tenant's queue of the agent, once, and rings."""
-        await call(
-            self._client,
+        await self._scripts.call(
             "dispatch",
             keys.waiting(agent),
             keys.reference(ref),
@@ -43,10 +43,12 @@ class RedisRuns:
 
     async def take(self, agent: str, count: int) -> list[RunRef]:
         """At most `count` waiting runs, fairly over the tenants."""
-        answer = await call(self._client, "take", keys.waiting(agent), count)
+        answer = await self._scripts.call("take", keys.waiting(agent), count)
         return [keys.parse_reference(item.decode()) for item in answer]
 
-    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
+    async def claim(
+        self, ref: RunRef, worker_id: str, *, restartable: bool = False
+    ) -> Claim | None:
         """Makes the run ours, or None when it is over, cancelled or another's."""
         answer = await self._call(
             "claim",
@@ -55,6 +57,7 @@ class RedisRuns:
             self._lease_ms,
             int(self._limits.run_timeout_s * 1000),
             self._encoded_limits,
+            int(restartable),
         )
         if not answer:
             return None
@@ -136,5 +139,6 @@ def finish_arguments(ending: Ending, limits: bytes) -> list[Argument]:
         ending.state or b"",
         ending.code,
         limits,
+        uuid7(time.time_ns() // 1_000_000),
         *ending.messages,
     ]

@@ -6,16 +6,19 @@ Session scripts get `lib.lua` after their first line.
 
 import asyncio
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, cast
 
 from loguru import logger
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
-from gateway.bus.connection import Client, in_time
+from gateway.bus.connection import Client, in_time, same_connection
+from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
 from protocol.codes import ErrorCode
 
@@ -23,6 +26,16 @@ Argument = str | bytes | int | float
 
 FAULTS = (RedisError, OSError)
 """Faults of Redis or of the way to it: what was asked may or may not have happened."""
+
+_THRESHOLD = 2
+"""A call has tried three times, or for three seconds. On an idle node only beat and sweep ask."""
+_PAUSE_S = 1.0
+"""Redis is asked anew after this; a node's beat, once a second, is the one that asks."""
+_PROBE_S = 4.0
+_CONFIRM_MS = 1000
+"""How long the replicas may take; less than what bounds the whole call."""
+_WAITING = 32
+"""Calls that wait for replicas hold a connection each; slow replicas leave some to the others."""
 
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.05
@@ -50,42 +63,157 @@ def digest(name: str) -> str:
     return sha1(source(name).encode(), usedforsecurity=False).hexdigest()
 
 
-async def call(client: Client, name: str, key: str, *arguments: Argument) -> list[Any]:
-    """Runs a script on the slot of `key`, repeating it when the answer was lost.
+class Scripts:
+    """Redis as the parts of the bus ask it: one client, its scripts, one breaker.
 
-    Raises:
-        Unavailable: when Redis does not answer; what was asked may have happened.
-        Refused, Fenced, TooLarge: what the script says.
+    Attributes:
+        breaker: opened by a streak of calls that Redis did not answer, closed by any answer.
     """
-    pause_s = _FIRST_PAUSE_S
-    for attempt in range(_ATTEMPTS):
+
+    def __init__(self, client: Client) -> None:
+        """`client` is shared by all parts of the bus."""
+        self.client = client
+        self.breaker = Breaker(
+            time.monotonic,
+            threshold=_THRESHOLD,
+            pause_s=_PAUSE_S,
+            most_s=_PAUSE_S,
+            probe_s=_PROBE_S,
+        )
+        self.breaker.watch(_log_changes())
+        self._waiting = asyncio.Semaphore(_WAITING)
+
+    @asynccontextmanager
+    async def asking(self, *, probe: bool = False) -> AsyncGenerator[None]:
+        """To be entered around everything that Redis is asked; it bounds the wait.
+
+        Args:
+            probe: ask even while Redis is known to be away.
+
+        Raises:
+            Unavailable: Redis does not answer, or says that it cannot; what was asked may have
+                happened.
+        """
+        breaker = self.breaker
+        if probe:
+            breaker.probe()
+        elif wait_s := breaker.admit():
+            raise Unavailable(retry_after_ms=int(wait_s * 1000) + 1)
         try:
-            return check(await _evaluate(client, name, key, arguments))
-        except FAULTS as error:
-            if attempt == _ATTEMPTS - 1 or not _passes(name, error):
-                raise Unavailable from None
-        await asyncio.sleep(pause_s * (0.5 + random.random()))
-        pause_s *= 4
-    raise AssertionError("unreachable")
+            async with in_time():
+                yield
+        except ResponseError:
+            breaker.succeed()  # a refusal is an answer
+            raise Unavailable from None
+        except Unavailable:
+            breaker.succeed()
+            raise
+        except FAULTS:
+            breaker.fail()
+            raise Unavailable from None
+        except BaseException:
+            breaker.release()
+            raise
+        breaker.succeed()
+
+    async def call(
+        self, name: str, key: str, *arguments: Argument, replicas: int = 0, probe: bool = False
+    ) -> list[Any]:
+        """Runs a script on the slot of `key`, repeating it when the answer was lost.
+
+        Args:
+            name: the script.
+            key: its only key.
+            arguments: its arguments.
+            replicas: so many must confirm what the script wrote.
+            probe: see `asking`.
+
+        Raises:
+            Unavailable: when Redis does not answer, or too few replicas confirm; what was asked
+                may have happened.
+            Refused, Fenced, TooLarge: what the script says.
+        """
+        async with self.asking(probe=probe):
+            answer = await self._repeat(name, key, arguments, replicas)
+        return check(answer)
+
+    async def _repeat(
+        self, name: str, key: str, arguments: Sequence[Argument], replicas: int
+    ) -> Any:
+        pause_s = _FIRST_PAUSE_S
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._evaluate(name, key, arguments, replicas)
+            except FAULTS as error:
+                if not _passes(name, error):
+                    raise
+            await asyncio.sleep(pause_s * (0.5 + random.random()))
+            pause_s *= 4
+        return await self._evaluate(name, key, arguments, replicas)
+
+    async def _evaluate(
+        self, name: str, key: str, arguments: Sequence[Argument], replicas: int
+    ) -> Any:
+        try:
+            if replicas:
+                return await self._confirmed(replicas, key, "EVALSHA", digest(name), arguments)
+            return await self.client.evalsha(digest(name), 1, key, *arguments)
+        except NoScriptError:
+            if replicas:
+                return await self._confirmed(replicas, key, "EVAL", source(name), arguments)
+            return await self.client.eval(source(name), 1, key, *arguments)
+
+    async def _confirmed(
+        self, replicas: int, key: str, command: str, script: str, arguments: Sequence[Argument]
+    ) -> Any:
+        """The answer, once the replicas have what the script wrote.
+
+        WAIT speaks of the writes of its own connection. It is sent behind the script in one go, so
+        it costs no round trip of its own.
+        """
+        async with self._waiting, same_connection(self.client, key) as connection:
+            commands = [(command, script, 1, key, *arguments), ("WAIT", replicas, _CONFIRM_MS)]
+            await connection.send_packed_command(connection.pack_commands(commands))
+            answers: list[Any] = []
+            for _ in commands:
+                try:
+                    answers.append(await connection.read_response())
+                except ResponseError as error:  # the connection is well, and has the other answer
+                    answers.append(error)
+        for answer in answers:
+            if isinstance(answer, MovedError):
+                await cast("Any", self.client).nodes_manager.move_slot(answer)
+                raise ConnectionError("the slot has moved")
+            if isinstance(answer, ResponseError):
+                raise answer
+        if answers[1] < replicas:
+            raise Unavailable("too few replicas of the message store confirmed it in time")
+        return answers[0]
+
+
+def _log_changes() -> Callable[[Breaker], None]:
+    """One line when Redis goes and one when it is back, however many calls failed meanwhile."""
+    known = BreakerState.CLOSED
+
+    def note(breaker: Breaker) -> None:
+        nonlocal known
+        if breaker.state is BreakerState.OPEN and known is BreakerState.CLOSED:
+            logger.warning("Redis does not answer; calls fail at once until it does")
+            known = BreakerState.OPEN
+        elif breaker.state is BreakerState.CLOSED and known is BreakerState.OPEN:
+            logger.info("Redis answers again")
+            known = BreakerState.CLOSED
+
+    return note
 
 
 def _passes(name: str, error: Exception) -> bool:
     """Whether trying again at once may help."""
-    if isinstance(error, TimeoutError):
-        return False  # a server that stalls would only make the caller wait as long again
     if not isinstance(error, ResponseError):
         return True
     if not str(error).startswith(_EXPECTED):
         logger.bind(script=name, error=str(error)).error("Redis refused a script")
     return str(error).startswith(_PASSING)
-
-
-async def _evaluate(client: Client, name: str, key: str, arguments: Sequence[Argument]) -> Any:
-    async with in_time():
-        try:
-            return await client.evalsha(digest(name), 1, key, *arguments)
-        except NoScriptError:
-            return await client.eval(source(name), 1, key, *arguments)
 
 
 def check(answer: Any) -> list[Any]:

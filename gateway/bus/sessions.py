@@ -6,8 +6,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.bus import keys
-from gateway.bus.connection import Client
-from gateway.bus.scripts import Argument, call
+from gateway.bus.scripts import Argument, Scripts
 from gateway.session.model import (
     Accepted,
     Closed,
@@ -17,11 +16,12 @@ from gateway.session.model import (
     NewMessage,
     NewToolResult,
     RunRef,
+    Seen,
     SessionKey,
     SessionView,
     SnapshotSource,
 )
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 
 def encode_limits(limits: Limits) -> bytes:
@@ -29,6 +29,7 @@ def encode_limits(limits: Limits) -> bytes:
     return msgspec.json.encode(
         {
             "pending_runs": limits.pending_runs,
+            "max_attempts": limits.max_attempts,
             "log_bytes": limits.log_bytes,
             "transcript_messages": limits.transcript_messages,
             "transcript_bytes": limits.transcript_bytes,
@@ -37,6 +38,7 @@ def encode_limits(limits: Limits) -> bytes:
             "queue_wait_ms": int(limits.queue_wait_s * 1000),
             "interrupt_ttl_ms": int(limits.interrupt_ttl_s * 1000),
             "cancel_grace_ms": int(limits.cancel_grace_s * 1000),
+            "resume_grace_ms": int(limits.resume_grace_s * 1000),
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
             "node_lease_ms": int(limits.node_lease_s * 1000),
@@ -53,13 +55,20 @@ def new_epoch() -> str:
 class RedisSessions:
     """See `gateway.session.ports.Sessions`."""
 
-    def __init__(self, client: Client, limits: Limits) -> None:
-        """`client` is shared with the other parts of the bus."""
-        self._client = client
+    def __init__(self, scripts: Scripts, limits: Limits, *, ack_replicas: int = 0) -> None:
+        """`ack_replicas` replicas confirm what `accept`, `cancel` and `close` answer."""
+        self._scripts = scripts
         self._limits = encode_limits(limits)
+        self._ack_replicas = ack_replicas
 
     async def _call(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
-        return await call(self._client, name, keys.session(key), *arguments)
+        return await self._scripts.call(name, keys.session(key), *arguments)
+
+    async def _command(self, name: str, key: SessionKey, *arguments: Argument) -> list[Any]:
+        """A call whose answer a client is told."""
+        return await self._scripts.call(
+            name, keys.session(key), *arguments, replicas=self._ack_replicas
+        )
 
     async def open(
         self,
@@ -70,6 +79,8 @@ class RedisSessions:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
         digest: str = "",
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
@@ -83,6 +94,8 @@ class RedisSessions:
             dead_home,
             new_epoch(),
             self._limits,
+            on_detach,
+            int(attending),
             digest,
         )
         created, homed = answer[:2]
@@ -91,7 +104,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[13::2], answer[14::2], strict=True)
+            for run_id, status in zip(answer[14::2], answer[15::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -103,11 +116,12 @@ class RedisSessions:
             interrupts=msgspec.json.decode(answer[9] or b"[]", type=list[dict[str, Any]]),
             pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
             home=home,
-            home_seq=int(answer[11]),
-            made_here=bool(answer[12]),
+            home_seq=int(answer[12]),
+            made_here=bool(answer[13]),
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
+            on_detach="cancel" if answer[11] == b"cancel" else "continue",
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -116,7 +130,7 @@ class RedisSessions:
         seen = (*((new.seen.epoch, new.seen.seq) if new.seen else ("", 0)), new_epoch())
         match new:
             case NewMessage():
-                answer = await self._call(
+                answer = await self._command(
                     "accept",
                     new.key,
                     *common,
@@ -128,7 +142,7 @@ class RedisSessions:
                     self._limits,
                 )
             case NewAnswer():
-                answer = await self._call(
+                answer = await self._command(
                     "answer",
                     new.key,
                     *common,
@@ -139,7 +153,7 @@ class RedisSessions:
                     *new.interrupt_ids,
                 )
             case NewToolResult():
-                answer = await self._call(
+                answer = await self._command(
                     "tool_result",
                     new.key,
                     *common,
@@ -155,7 +169,7 @@ class RedisSessions:
         self, key: SessionKey, user: str, run_id: str | None, *, frame_id: str
     ) -> Accepted:
         """Cancels the run (the open one by default), or abandons what awaits input."""
-        answer = await self._call("cancel", key, user, run_id or "", frame_id, self._limits)
+        answer = await self._command("cancel", key, user, run_id or "", frame_id, self._limits)
         return _accepted(key, answer)
 
     async def close(
@@ -163,16 +177,26 @@ class RedisSessions:
     ) -> Closed:
         """Ends the session; its open run is cancelled."""
         call_id = call_id or uuid4().hex
-        answer = await self._call("close", key, user, call_id, self._limits, int(again))
+        answer = await self._command("close", key, user, call_id, self._limits, int(again))
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         """The log after a cursor, at most `count` entries."""
-        status, epoch, last_seq, ended, entries = await self._call(
-            "read", key, after.epoch, after.seq, count, new_epoch()
+        seen = seen or Seen()
+        status, epoch, last_seq, ended, entries, over = await self._call(
+            "read", key, after.epoch, after.seq, count, new_epoch(), seen.at_ms, *seen.runs
         )
-        return LogPage(entries, epoch.decode(), int(last_seq), status.decode(), ended=bool(ended))
+        return LogPage(
+            entries,
+            epoch.decode(),
+            int(last_seq),
+            status.decode(),
+            ended=bool(ended),
+            over=[run_id.decode() for run_id in over],
+        )
 
     async def snapshot(self, key: SessionKey) -> SnapshotSource | None:
         """All that a newcomer must know, in one consistent read."""

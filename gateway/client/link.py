@@ -17,7 +17,7 @@ from protocol.codes import CloseCode, ErrorCode
 from protocol.frames import ServerFrame
 
 MAX_FRAME_BYTES = 32 * 1024 * 1024
-"""A snapshot holds the live transcript and the open run, each of them bounded by the gateway."""
+"""One event of an agent may be as large as a whole run may be."""
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 PING_INTERVAL_S = 20.0

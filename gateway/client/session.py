@@ -25,6 +25,7 @@ from protocol.frames import (
     Error,
     JsonObject,
     Message,
+    OnDetach,
     Opened,
     ToolResult,
     WhenBusy,
@@ -180,6 +181,7 @@ async def connect(
     tenant: str | None = None,
     token: str | None = None,
     metadata: JsonObject | None = None,
+    on_detach: OnDetach = "continue",
     headers: Mapping[str, str] | None = None,
     buffer: int = BUFFER_EVENTS,
     random: Callable[[], float] = random_module.random,
@@ -195,6 +197,8 @@ async def connect(
         tenant: sent as `X-Tenant-ID`.
         token: who the user is, where the gateway wants to know.
         metadata: anything about the session, for the agent.
+        on_detach: what becomes of its runs when its last client has been away for the server's
+            resume grace: they `continue`, or are cancelled (`cancel`).
         headers: further headers of the handshake.
         buffer: how many events may wait for a reader.
         random: uniform in [0, 1), for the jitter of reconnects.
@@ -205,7 +209,7 @@ async def connect(
             not tried again), or the gateway refuses for good.
         ValueError: the address or a header is none.
     """
-    core = ClientCore(agent=agent, token=token, metadata=metadata)
+    core = ClientCore(agent=agent, token=token, metadata=metadata, on_detach=on_detach)
     keeper = _keeper(core, url, tenant, headers, buffer, random, sleep)
     async with _attached(keeper) as session:
         yield session

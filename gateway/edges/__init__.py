@@ -1,15 +1,16 @@
 """The edges: where clients, operators and probes come in. Most offer `routes(...)` to `app`.
 
-==========  =======================================================================================
-websocket   `/ws`: the handshake, and the connections that it lets in
-connection  one WebSocket, speaking `nooble.v1` and following one session
-socket      what uvicorn's WebSocket protocol lacks: ending a socket whose peer does not read
-http        `/api/v1`: sessions and agents
-health      `/health/liveness`, `/health/readiness`
-metrics     `/metrics`
-pages       `/`, `/web/...`: the chat page
-guard       refuses requests that another site makes a browser send
-principal   who speaks
-problem     refusals as RFC 9457 problem documents
-==========  =======================================================================================
+=============  =====================================================================================
+websocket      `/ws`: the handshake, and the connections that it lets in
+connection     one WebSocket, speaking `nooble.v1` and following one session
+socket         what uvicorn's WebSocket protocol lacks: ending a socket whose peer does not read
+http_protocol  what uvicorn's HTTP protocol lacks: bounds on what is not body
+http           `/api/v1`: sessions and agents
+health         `/health/liveness`, `/health/readiness`
+metrics        `/metrics`
+pages          `/`, `/web/...`: the chat page
+guard          refuses requests that another site makes a browser send
+principal      who speaks
+problem        refusals as RFC 9457 problem documents
+=============  =====================================================================================
 """

@@ -117,11 +117,21 @@ class Connection:
         self._flushing: asyncio.Handle | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._progress_at = 0.0
-        self._unread_bytes = 0
+        self._drained_bytes = 0
         self._stall_timer: Timer | None = None
         self._open_timer = edge.wheel.after(
             limits.open_timeout_s, lambda: self._outbox.finish(CloseCode.NO_OPEN_OR_PONG)
         )
+
+    @property
+    def is_slow(self) -> bool:
+        """True while its client is behind by more than may wait, or its socket takes no more."""
+        return self._outbox.lagging or not self._socket.is_writable
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What waits for the client, here and in the socket."""
+        return self._outbox.size_bytes + self._socket.unread_bytes
 
     async def run(self) -> None:
         """Serves the connection until it is gone."""
@@ -167,7 +177,6 @@ class Connection:
             return
         while outbox.size_bytes and socket.is_writable:
             socket.write(outbox.take(WRITE_BYTES))
-            self._progress_at = self._edge.wheel.now
         if not socket.is_writable:
             self._watch_progress()
         elif outbox.close_code is not None:
@@ -190,23 +199,21 @@ class Connection:
             self._outbox.finish(_INTERNAL_ERROR)
 
     def _watch_progress(self) -> None:
-        """One timer per while, not per write: it looks again as long as there is progress."""
         if self._stall_timer is None:
-            self._unread_bytes = self._socket.unread_bytes
-            self._stall_timer = self._edge.wheel.after(
-                self._edge.limits.stall_timeout_s, self._check_progress
-            )
+            self._progress_at = self._edge.wheel.now
+            self._check_progress()
 
     def _check_progress(self) -> None:
+        """Ends the connection of a client that reads nothing; looks again as long as it reads."""
+        limit_s, now = self._edge.limits.stall_timeout_s, self._edge.wheel.now
         self._stall_timer = None
         if self._socket.is_writable:
             return
-        before, self._unread_bytes = self._unread_bytes, self._socket.unread_bytes
-        if self._unread_bytes < before:
-            self._progress_at = self._edge.wheel.now
-        left_s = self._progress_at + self._edge.limits.stall_timeout_s - self._edge.wheel.now
-        if left_s > 0:
-            self._stall_timer = self._edge.wheel.after(left_s, self._check_progress)
+        before, self._drained_bytes = self._drained_bytes, self._socket.drained_bytes
+        if self._drained_bytes > before:
+            self._progress_at = now
+        if now - self._progress_at < limit_s:
+            self._stall_timer = self._edge.wheel.after(limit_s / 4, self._check_progress)
             return
         self._context.run(logger.info, "the client does not read; connection closed")
         self._socket.close(int(self._outbox.close_code or CloseCode.OVERLOADED))
@@ -282,7 +289,9 @@ class Connection:
         if frame.session_id is not None:
             view = await edge.service.find(who, frame.session_id)
         elif frame.agent is not None and frame.after is None:
-            view = await edge.service.create(who, frame.agent, frame.metadata)
+            view = await edge.service.create(
+                who, frame.agent, frame.metadata, on_detach=frame.on_detach
+            )
         else:
             raise Refused(ErrorCode.BAD_FRAME, "a new session has no cursor", param="after")
         self._exit.enter_context(log_context(session_id=view.key.session_id))
@@ -357,17 +366,9 @@ class Connection:
 
     def _complain(self, error: ProtocolError) -> None:
         """What came is no frame, or is not allowed here."""
-        self._outbox.put(
-            encode(
-                Error(
-                    error.code,
-                    error.message,
-                    error.code.retryable,
-                    re=error.re,
-                    param=error.param,
-                )
-            )
-        )
+        code, message = error.code, error.message
+        answer = Error(code, message, code.retryable, re=error.re, param=error.param)
+        self._outbox.put(encode(answer))
         if error.fatal or self._state is ConnectionState.NEW:
             self._outbox.finish(_CLOSE_CODES.get(error.code, CloseCode.BAD_FRAME))
 

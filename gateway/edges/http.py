@@ -22,7 +22,7 @@ from gateway.session.ports import Directory
 from gateway.session.service import SessionService
 from protocol.codec import ProtocolError, check_depth
 from protocol.codes import ErrorCode
-from protocol.frames import AgentName, JsonObject
+from protocol.frames import AgentName, JsonObject, OnDetach
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_KEY_LENGTH = 255
@@ -34,6 +34,7 @@ class SessionCreate(msgspec.Struct, frozen=True):
     agent_id: AgentName
     user_id: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     metadata: JsonObject | None = None
+    on_detach: OnDetach = "continue"
 
 
 _decode = msgspec.json.Decoder(SessionCreate).decode
@@ -60,6 +61,7 @@ def routes(
                     body.agent_id,
                     body.metadata,
                     session_id=idempotent_id(who, request.headers),
+                    on_detach=body.on_detach,
                     digest=digest(body),
                 )
             except Refused as refused:
@@ -74,7 +76,7 @@ def routes(
         return JSONResponse(_as_json(view), 201, {"Location": location})
 
     async def list_agents(request: Request) -> Response:
-        authenticate(request.headers, None)
+        who = authenticate(request.headers, None)
         agents = [
             {
                 "agent_id": agent.info.name,
@@ -83,6 +85,7 @@ def routes(
                 "slots": agent.slots,
                 "busy": agent.busy,
                 "queue_depth": agent.queued,
+                "breaker": service.agent_state(who, agent.info.name).name.lower(),
             }
             for agent in await directory.agents()
         ]

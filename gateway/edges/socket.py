@@ -1,4 +1,4 @@
-"""What uvicorn's protocols lack against a peer that means no good, or that is merely broken.
+"""What uvicorn's WebSocket protocol lacks against a peer that means no good, or is merely broken.
 
 Nothing here knows frames of ours: it is about bytes, time and memory, below the application.
 
@@ -10,16 +10,17 @@ Nothing here knows frames of ours: it is about bytes, time and memory, below the
 - 256 KiB of the smallest frames take the better part of a second to parse. They are parsed in
   slices, between which other connections have their turn, and frames that the application never
   sees are counted.
-- A head that never ends, or never comes, is bounded in bytes and in time.
+- A message in endless fragments is bounded in time.
 """
 
 import asyncio
+import socket
 import struct
+from asyncio.transports import BaseTransport
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
@@ -47,20 +48,15 @@ FRAME_BURST = 400
 """How many pings, pongs and continuations a peer may send: no client in its right mind comes near.
 (The application itself limits messages.)"""
 
+KERNEL_BYTES = 128 * 1024
+"""So much may wait in the kernel to be sent. It would take 4 MiB, which is memory, too, and
+would hide for minutes that a slow peer does read."""
+
+MESSAGE_TIMEOUT_S = 30.0
+"""From the first fragment of a message to the last."""
+
 DEAF_PAUSE_S = 0.01
 """Between two reads of what is thrown away."""
-
-HEAD_BYTES = 64 * 1024
-"""Bound of a request without its body: request line, headers, chunk sizes, trailers."""
-
-HEAD_TIMEOUT_S = 10.0
-"""From the connection, or the first byte of a further request, to the end of its headers."""
-
-BODY_TIMEOUT_S = 30.0
-"""From the end of the headers to the end of the body."""
-
-MAX_PIPELINED = 16
-"""How many requests may wait on one connection for the answer to the one before."""
 
 _TEXT = 0x81  # the only frame, of text: RFC 6455, section 5.2
 _SHORT_HEADERS = [bytes((_TEXT, length)) for length in range(126)]
@@ -92,9 +88,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._next_slice: asyncio.Handle | None = None
         self._bucket = TokenBucket(FRAMES_PER_S, FRAME_BURST, self.loop.time)
         self._deaf = False
-        self._unread_bytes = 0
+        self._written_bytes = 0
+        self._drained_bytes = 0
+        self._message_began_at = 0.0
 
     # --- as asyncio calls it ----------------------------------------------------------------------
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """The connection stands."""
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock.family in {socket.AF_INET, socket.AF_INET6} and hasattr(
+            socket, "TCP_NOTSENT_LOWAT"
+        ):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BYTES)
 
     def data_received(self, data: bytes) -> None:
         """Parses it, a slice per turn of the loop."""
@@ -148,6 +155,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """What was written and is not in the hands of the kernel yet."""
         return self.transport.get_write_buffer_size()
 
+    @property
+    def drained_bytes(self) -> int:
+        """What the kernel has taken of all that was written: it grows while the peer reads."""
+        return self._written_bytes - self.unread_bytes
+
     def write(self, texts: Iterable[bytes]) -> None:
         """Sends text messages in one write, or none when the connection is not open any more.
 
@@ -158,7 +170,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             for text in texts:
                 pieces.append(_header(len(text)))
                 pieces.append(text)
-            self.transport.write(b"".join(pieces))
+            data = b"".join(pieces)
+            self._written_bytes += len(data)
+            self.transport.write(data)
 
     def close(self, code: int) -> None:
         """Ends the connection: a close frame behind what was written, and the application gets its
@@ -249,9 +263,21 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._count():
             super().handle_pong(event)
 
+    def handle_text(self, event: Frame) -> None:
+        """A message, or its beginning."""
+        self._message_began_at = self.loop.time()
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        """A message, or its beginning."""
+        self._message_began_at = self.loop.time()
+        super().handle_bytes(event)
+
     def handle_cont(self, event: Frame) -> None:
         """A fragment; joined at once, since a thousand empty ones are no bytes but much memory."""
-        if self._count():
+        if self.loop.time() - self._message_began_at > MESSAGE_TIMEOUT_S:
+            self._hear_no_more(CloseCode.NO_OPEN_OR_PONG)
+        elif self._count():
             self.frames = [b"".join((*self.frames, event.data))]
             if event.fin:
                 self.send_receive_event_to_app()
@@ -272,9 +298,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _count(self) -> bool:
         """Counts a frame that the application does not. False when it is one too many."""
         if not self._deaf and self._bucket.take():
-            self.close(CloseCode.TOO_MANY)
-            if self.close_sent:
-                self._stop_listening()
+            self._hear_no_more(CloseCode.TOO_MANY)
         return not self._deaf
 
     # --- ends -------------------------------------------------------------------------------------
@@ -282,14 +306,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def send_keepalive_ping(self) -> None:
         """Asks whether the peer lives."""
         super().send_keepalive_ping()
-        self._unread_bytes = self.unread_bytes
+        self._drained_bytes = self.drained_bytes
 
     def keepalive_timeout(self) -> None:
-        """No pong came. A peer that still has the bytes before our ping to read is given more time;
-        else this closes with our code for it, and does not wait for who may be dead.
+        """No pong came. A peer that reads, if slowly, has the bytes before our ping to read first,
+        and is given more time; else this closes with our code for it, and waits no longer.
         """
-        before, self._unread_bytes = self._unread_bytes, self.unread_bytes
-        if self._unread_bytes < before and self.ping_timeout is not None:
+        before, self._drained_bytes = self._drained_bytes, self.drained_bytes
+        if self._drained_bytes > before and self.ping_timeout is not None:
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         self.pong_timer = None
@@ -301,10 +325,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.close(code)
         self.transport.close()
 
-    def _stop_listening(self) -> None:
-        """Throws away unparsed what still comes. Closing at once would reset the connection, and a
-        peer in the middle of sending would not find the close frame.
+    def _hear_no_more(self, code: int) -> None:
+        """Ends the connection, and throws away unparsed what still comes. Closing it at once would
+        reset it, and a peer in the middle of sending would not find the close frame.
         """
+        self.close(code)
+        if not self.close_sent:
+            return
         self._deaf = True
         self._backlog.clear()
         if self.transport.is_closing():
@@ -330,105 +357,3 @@ def _header(length: int) -> bytes:
 
 def _ignore() -> None:
     """Nobody waits."""
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with bounds on what precedes and surrounds a request's body.
-
-    To be given to uvicorn as `http=HttpProtocol`.
-    """
-
-    def __init__(
-        self,
-        config: "Config",
-        server_state: "ServerState",
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        """As uvicorn calls it."""
-        super().__init__(config, server_state, app_state, _loop)
-        self._head_bytes = 0
-        self._deadline: asyncio.TimerHandle | None = None
-        self._upgraded = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """As asyncio calls it."""
-        super().connection_made(transport)
-        self._expect_within(HEAD_TIMEOUT_S)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio calls it."""
-        self._expect_nothing()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """As asyncio calls it; a head is parsed no further than it may be long."""
-        if self.timeout_keep_alive_task is not None:  # the next request begins, if only by a CRLF
-            self._expect_within(HEAD_TIMEOUT_S)
-        for start in range(0, len(data), SLICE_BYTES):
-            if self._upgraded or self.transport.is_closing():
-                return
-            piece = data[start : start + SLICE_BYTES]
-            self._head_bytes += len(piece)
-            super().data_received(piece)
-            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-                self._refuse_head()
-
-    def handle_websocket_upgrade(self) -> None:
-        """The connection is another protocol's from now on."""
-        self._upgraded = True
-        self._expect_nothing()
-        super().handle_websocket_upgrade()
-
-    # --- as the parser calls it -------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self._head_bytes = 0
-        self._expect_within(HEAD_TIMEOUT_S)
-
-    def on_headers_complete(self) -> None:
-        """A head is complete.
-
-        Raises:
-            ConnectionError: too many wait already; the parser makes it a bad request.
-        """
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise ConnectionError("too many requests on one connection")
-        self._expect_within(BODY_TIMEOUT_S)
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a body, which is the application's to bound."""
-        self._head_bytes -= len(body)
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """A request is complete."""
-        self._head_bytes = 0
-        self._expect_nothing()
-        super().on_message_complete()
-
-    # --- bounds -----------------------------------------------------------------------------------
-
-    def _refuse_head(self) -> None:
-        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n")
-        self.transport.close()
-
-    def _expect_within(self, timeout_s: float) -> None:
-        self._expect_nothing()
-        self._deadline = self.loop.call_later(timeout_s, self._give_up)
-
-    def _expect_nothing(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _give_up(self) -> None:
-        if self.flow.read_paused:  # by ourselves: the peer is not late
-            self._expect_within(HEAD_TIMEOUT_S)
-        else:
-            self.transport.abort()

@@ -56,6 +56,11 @@ class WebSocketEdge:
         """Connections that are not gone, those before `open` included."""
         return len(self._connections)
 
+    def outbound(self) -> tuple[int, int]:
+        """How many connections are slow, and the bytes that wait for all of them."""
+        connections = self._connections
+        return sum(c.is_slow for c in connections), sum(c.buffered_bytes for c in connections)
+
     def drain(self, spread_s: float) -> None:
         """Refuses new sockets, and sends each client away at a moment of its own within that time:
         then, or when the run ends that is open in its session.

@@ -32,7 +32,8 @@ class Sweep:
     """One node's sweeps, once a second. A sweep is bounded, and one bad item stops no other.
 
     While Redis was away no worker could renew its lease: after an interruption, and at the start
-    of a node, which cannot know, nobody's lease is judged before one full lease has passed.
+    of a node, which cannot know, nobody's lease is judged before one full lease has passed. Nor
+    is it said of a session that its clients are gone before one full resume grace has.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Sweep:
         adopt: Callable[[SessionKey, str, str], Awaitable[None]],
         report: Callable[[str, Exception], None],
         lease_s: float = 30.0,
+        grace_s: float = 120.0,
         node_lease_s: float = 10.0,
         interval_s: float = 1.0,
     ) -> None:
@@ -58,7 +60,12 @@ class Sweep:
         self._adopt = adopt
         self._report = report
         # What is judged by who lives waits until Redis has been there for so long.
-        self._patience_s = {"lease": lease_s, "expiry": node_lease_s, "home": node_lease_s}
+        self._patience_s = {
+            "lease": lease_s,
+            "detach": grace_s,
+            "expiry": node_lease_s,
+            "home": node_lease_s,
+        }
         self._interval_s = interval_s
         self._postponed = 0
         self._unanswered: dict[tuple[str, RunRef], Due] = {}
@@ -130,7 +137,7 @@ class Sweep:
     async def _end(self, ref: RunRef, advanced: Advanced) -> RunRef | None:
         try:
             said = await self._said(ref, advanced)
-            ending = forced_ending(advanced.end, said)
+            ending = forced_ending(advanced.end, said, advanced.attempt)
             return await self._deadlines.end_by_force(
                 ref, advanced.attempt, advanced.ordinal, advanced.end, ending
             )
@@ -151,10 +158,12 @@ class Sweep:
         return said
 
 
-def forced_ending(code: str, said: Transcript) -> Ending:
+def forced_ending(code: str, said: Transcript, attempt: int = 1) -> Ending:
     """The end of a run that nobody can finish: what it said so far is kept, marked incomplete."""
     said.mark_incomplete()
     message = _MESSAGES.get(code, "the run was ended by force")
+    if code == "worker_lost" and attempt > 1:
+        message += f" (attempt {attempt})"
     return Ending(
         kind="X",
         event=encode_event(RunError(message, code)),

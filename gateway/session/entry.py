@@ -4,7 +4,7 @@ The script that appends builds both by concatenation, once; the gateway reads th
 decodes the event. One entry is two lines, `header LF frame`; a push may carry several, so that
 `data.split(b"\n")` alternates headers and frames (JSON escapes line breaks).
 
-    seq epoch run_id kind ts_ms output_tokens input_tokens role task_type claimed_ms
+    seq epoch run_id kind ts_ms output_tokens input_tokens role task_type claimed_ms code
     {"type":"event","seq":...}
 
 `kind` is one letter:
@@ -19,7 +19,8 @@ X     the run failed or was ended by force
 N     a notice in the log that belongs to no live run (an interrupt was abandoned or expired)
 ====  =============================================================================================
 
-Fields that do not apply are `-`. `role` is `assistant` when the ended run left a message.
+Fields that do not apply are `-`. `role` is `assistant` when the ended run left a message; `code` is
+why it failed (`X` only).
 A push that is no entry starts with `!`: `!reset epoch`, `!ended`, `!home`, see `Control`.
 """
 
@@ -41,6 +42,7 @@ class Entry(NamedTuple):
     role: str
     task_type: str
     claimed_ms: int
+    code: str
     frame: bytes
 
 
@@ -66,9 +68,20 @@ def parse_push(data: bytes) -> list[Entry] | Control:
 
 def parse_entry(header: bytes, frame: bytes) -> Entry:
     """One entry from its two lines."""
-    seq, epoch, run_id, kind, ts, out, into, role, task, claimed = header.decode().split(" ")
+    seq, epoch, run_id, kind, ts, out, into, role, task, claimed, code = header.decode().split(" ")
     return Entry(
-        int(seq), epoch, run_id, kind, int(ts), int(out), int(into), role, task, int(claimed), frame
+        int(seq),
+        epoch,
+        run_id,
+        kind,
+        int(ts),
+        int(out),
+        int(into),
+        role,
+        task,
+        int(claimed),
+        code,
+        frame,
     )
 
 

@@ -36,9 +36,11 @@ class Refused(Exception):
 class Unavailable(Refused):
     """Redis does not answer. What was asked may have happened: repeat it with the same id."""
 
-    def __init__(self, message: str = "the message store does not answer") -> None:
+    def __init__(
+        self, message: str = "the message store does not answer", *, retry_after_ms: int = 1000
+    ) -> None:
         """See the class."""
-        super().__init__(ErrorCode.UNAVAILABLE, message, retry_after_ms=1000)
+        super().__init__(ErrorCode.UNAVAILABLE, message, retry_after_ms=retry_after_ms)
 
 
 class Fenced(Exception):

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
 from gateway.session.entry import TERMINAL_KINDS, Entry, parse_push, read_entry
-from gateway.session.model import SessionKey, SessionView
+from gateway.session.model import Seen, SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, SessionProbe
 from gateway.session.wheel import Timer
 from protocol.codes import CloseCode
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
 
 
 class Lease:
@@ -85,7 +85,7 @@ class Attachment:
         feed = self.feed
         if self.epoch != feed.epoch or self.seq < feed.last_seq or self.staged:
             return False
-        self.outbox.pulling = False
+        self.outbox.go_live()
         if feed.ended and not feed.stale:
             self.outbox.finish(CloseCode.SESSION_ENDED)
         return True
@@ -106,6 +106,7 @@ class Feed:
             and was not: the hub reads it from the log.
         stale: the log may hold more than has passed; the hub is to look.
         unread: nobody has read the log since the subscription was made.
+        doubtful: Redis may have lost what passed; pushes wait until the log was asked.
         verify_home: the hub is to ask who the home is.
         over: the session is over, as somebody said; its last run may still be ending.
         ended: it is over and the log complete; sockets close once they have everything.
@@ -123,6 +124,8 @@ class Feed:
         lease: Lease,
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
+        on_gap: Callable[[], None],
+        on_run_end: Callable[[str, str, str, str], None],
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -135,6 +138,7 @@ class Feed:
         self.fresh = view.made_here
         self.home = False
         self.home_node = view.home
+        self.on_detach: OnDetach = view.on_detach
         self.home_seq = view.home_seq
         self.uncounted: tuple[int, int | None] | None = None
         self.home_asked_at = self.active_at = clock()
@@ -142,19 +146,22 @@ class Feed:
         self.stale = False
         self.unread = False
         self.verify_home = False
+        self.doubtful = False
         self.over = False
         self.ended = False
         self.lock = asyncio.Lock()
         self.queued = False
         self.subscription: AbstractAsyncContextManager[None] | None = None
         self.check: Timer | None = None
-        self.gaps = 0
         self._clock = clock
         self._now_ms = now_ms
         self._lease = lease
         self._sure = True
         self._on_stale = on_stale
         self._on_busy = on_busy
+        self._on_gap = on_gap
+        self._on_run_end = on_run_end
+        self._last_ms = 0
         self._ahead: dict[int, Entry] = {}
         self._ahead_bytes = 0
 
@@ -164,14 +171,21 @@ class Feed:
         return Cursor(self.epoch, self.last_seq)
 
     @property
-    def wanted(self) -> bool:
-        """True while somebody needs its events."""
-        return self.home or bool(self.attachments)
+    def seen(self) -> Seen:
+        """What else passed here, so that a loss shows."""
+        return Seen(self._last_ms, tuple(self.runs))
 
     @property
-    def gone_code(self) -> CloseCode:
-        """How sockets are closed once Redis knows no such session."""
-        return CloseCode.SESSION_ENDED if self.over else CloseCode.UNKNOWN_SESSION
+    def wanted(self) -> bool:
+        """True while somebody needs its events, or its memory: of a run that a client was told of
+        here, and that Redis may have lost, nobody else knows.
+        """
+        return self.home or bool(self.attachments) or bool(self.runs)
+
+    @property
+    def attends(self) -> bool:
+        """True while Redis must hear of its clients, or the session's runs are cancelled."""
+        return self.on_detach == "cancel" and bool(self.attachments)
 
     # --- events come in ---------------------------------------------------------------------------
 
@@ -194,6 +208,11 @@ class Feed:
         self.stale = True
         self._on_stale(self)
 
+    def doubt(self) -> None:
+        """Redis may have lost what passed here: nothing more passes until the log was asked."""
+        self.doubtful = True
+        self.look()
+
     def saw(self, cursor: Cursor) -> None:
         """Somebody read the log up to there, after the subscription was confirmed."""
         if cursor.epoch != self.epoch or cursor.seq > self.last_seq:
@@ -202,7 +221,10 @@ class Feed:
             self.unread = False
 
     def absorb(self, raw_entries: list[bytes]) -> int:
-        """Entries read from the log pass as if pushed. Answers how many were news."""
+        """Entries read from the log, which continue it, pass as if pushed. Answers how many were
+        news.
+        """
+        self.doubtful = False
         before = self.last_seq
         self._sure = self._clock() < self._lease.until
         for raw in raw_entries:
@@ -217,6 +239,9 @@ class Feed:
         self.epoch, self.last_seq = cursor.epoch, cursor.seq
         self.home_seq = min(self.home_seq, cursor.seq)
         self.uncounted = None
+        self._last_ms = 0
+        self.doubtful = False
+        self.runs.clear()
         self._ahead.clear()
         self._ahead_bytes = 0
         for attachment in self.attachments:
@@ -226,14 +251,16 @@ class Feed:
     def _offer(self, entry: Entry) -> None:
         if entry.epoch != self.epoch:
             self.look()
-        elif entry.seq == self.last_seq + 1:
+        elif entry.seq == self.last_seq + 1 and not self.doubtful:
             self._pass(entry)
             self._drain_ahead()
         elif entry.seq > self.last_seq:
-            if not self._ahead and not self.unread:
-                self.gaps += 1
+            if not (self._ahead or self.unread or self.doubtful):
+                self._on_gap()
             self._keep_ahead(entry)
             self.look()
+        elif entry.ts_ms > self._last_ms > 0:
+            self.doubt()  # a duplicate is older: this was written anew under an old number
 
     def _keep_ahead(self, entry: Entry) -> None:
         if self._ahead_bytes + len(entry.frame) > AHEAD_BYTES:
@@ -254,6 +281,7 @@ class Feed:
 
     def _pass(self, entry: Entry) -> None:
         seq = self.last_seq = entry.seq
+        self._last_ms = entry.ts_ms
         frame = entry.frame
         for attachment in self.attachments:
             # It may have read further than the feed: then it has this one.
@@ -274,6 +302,7 @@ class Feed:
             for attachment in self.attachments:
                 if attachment.on_run_end is not None:
                     attachment.on_run_end()
+            self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
             if self.over:
                 self.look()
 
@@ -282,6 +311,13 @@ class Feed:
         if not self.runs:
             self._on_busy(self)
         self.runs.add(run_id)
+
+    def hear_runs(self, run_ids: Iterable[str]) -> None:
+        """The runs that are not over, as the bus says of the very event that passed last here."""
+        found = set(run_ids)
+        if self.runs - found:
+            self.look()  # they are over, or lost; the log's reader asks which
+        self.set_runs(self.runs | found)
 
     def set_runs(self, run_ids: Iterable[str]) -> None:
         """The runs that are not over, as the bus says."""
@@ -342,6 +378,7 @@ class Feed:
 
     def finish(self, code: int) -> None:
         """Closes every socket; after the end of a session one that pulls reads to the end first."""
+        self.runs.clear()
         for attachment in self.attachments:
             if not attachment.outbox.pulling or code != CloseCode.SESSION_ENDED:
                 attachment.outbox.finish(code)

@@ -112,7 +112,7 @@ class Homes:
         """Leaves a home whose grace is over; asks who the home is, where that is in doubt."""
         if feed.home and self._grace_over(feed):
             await self._give_up(feed)
-        if self.stopping and not feed.home:
+        if self.stopping and not (feed.home or feed.attends):
             feed.verify_home = False  # it is for another node to take
         if not (feed.verify_home and feed.wanted):
             return None
@@ -142,12 +142,21 @@ class Homes:
             if view is not None:
                 self.adopt(feed, view)
 
-    async def ask(self, feed: Feed) -> SessionView | None:
-        """The session as it is now; takes its home when it has none. None when it is over."""
+    async def ask(self, feed: Feed, *, agent: str | None = None) -> SessionView | None:
+        """The session as it is now; takes its home when it has none. None when it is over, or not
+        there; with an `agent` given it is made in that case. A node that stops takes no home.
+        """
         dead_home = feed.home_node if self._dead(feed) else ""
+        node = "" if self.stopping and not feed.home else self._node
         try:
             return await self._sessions.open(
-                feed.key, feed.user, node=self._node, dead_home=dead_home
+                feed.key,
+                feed.user,
+                node=node,
+                agent=agent,
+                dead_home=dead_home,
+                on_detach=feed.on_detach,
+                attending=bool(feed.attachments),
             )
         except Unavailable:
             raise

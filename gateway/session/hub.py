@@ -8,16 +8,17 @@ reads the log for it (`catch_up`), so it delays nobody.
 """
 
 import asyncio
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gateway.session.agent_breakers import AgentBreakers
+from gateway.session.checks import Checks
 from gateway.session.entry import read_entry
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
 from gateway.session.log import PAGE
-from gateway.session.model import LogPage, SessionKey, SessionView
+from gateway.session.model import SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, Notices, Probe, Sessions
 from gateway.session.snapshot import take_snapshot
@@ -28,7 +29,13 @@ from protocol.frames import Cursor, Reset
 
 WORKERS = 16
 
-_REASONS = {"epoch": "epoch_changed", "trimmed": "cursor_too_old", "ahead": "writes_lost"}
+_CLAIM_REASONS = {
+    "epoch": "epoch_changed",
+    "trimmed": "cursor_too_old",
+    "ahead": "writes_lost",
+    "gone": "writes_lost",
+}
+"""Why a client's own cursor cannot be continued, by the status of the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +54,7 @@ class Hub:
     """The sessions that this node follows.
 
     Attributes:
-        gaps: jumps in the order of pushes.
-        repaired: events that came from the log because their push did not.
+        breakers: which agents are left alone, as the runs in these sessions ended.
     """
 
     def __init__(
@@ -74,8 +80,7 @@ class Hub:
         self._times = times or HubTimes()
         self._feeds: dict[SessionKey, Feed] = {}
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
-        self._past_gaps = 0
-        self.repaired = 0
+        self.breakers = AgentBreakers(clock, probe.breaker_moved)
         self._homes = Homes(
             sessions,
             node,
@@ -85,11 +90,14 @@ class Hub:
             grace_s=self._times.resume_grace_s,
             patience_s=self._times.node_lease_s,
         )
-
-    @property
-    def gaps(self) -> int:
-        """Jumps in the order of pushes, over all sessions."""
-        return self._past_gaps + sum(feed.gaps for feed in self._feeds.values())
+        self._checks = Checks(
+            wheel,
+            clock,
+            self._enqueue,
+            running_s=self._times.check_running_s,
+            idle_s=self._times.check_idle_s,
+            attend_s=self._times.resume_grace_s / 3,
+        )
 
     def find(self, key: SessionKey) -> Feed | None:
         """The feed of a session that this node follows."""
@@ -108,15 +116,17 @@ class Hub:
                 now_ms=self._now_ms,
                 lease=self._homes.lease,
                 on_stale=self._enqueue,
-                on_busy=self._check_soon,
+                on_busy=self._checks.soon,
+                on_gap=self._probe.pubsub_gap,
+                on_run_end=self.breakers.ended,
             )
-            self._arm_check(feed, self._interval(feed) * (0.5 + random.random() / 2))
+            self._checks.begin(feed)
             # Usually a socket follows at once. Where none does, a home follows its session alone.
             self._wheel.after(self._times.retry_s, lambda: self._enqueue(feed))
         elif view.cursor.epoch != feed.epoch or view.cursor.seq > feed.last_seq:
             feed.look()
         elif view.cursor.seq == feed.last_seq:
-            feed.set_runs(run.run_id for run in view.runs)
+            feed.hear_runs(run.run_id for run in view.runs)
         self._homes.adopt(feed, view)
         return feed
 
@@ -145,8 +155,9 @@ class Hub:
                 feed.saw(Cursor(page.epoch, page.last_seq))
             else:
                 if page is not None:
-                    attachment.staged.append(_reset_frame(page.status, view))
-                await self._stage_snapshot(attachment)
+                    attachment.staged.append(_reset_frame(_CLAIM_REASONS[page.status], view))
+                if not await self._stage_snapshot(attachment):
+                    raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
         except BaseException:
             self.detach(attachment)
             raise
@@ -176,8 +187,14 @@ class Hub:
                     return
         except Unavailable:
             self._wheel.after(self._times.retry_s, attachment.outbox.wake)
-        except Refused:
-            attachment.outbox.finish(CloseCode.UNKNOWN_SESSION)
+
+    def missing(self, key: SessionKey) -> bool:
+        """Redis knows no such session, as somebody has just been told. True: it is made again."""
+        feed = self._feeds.get(key)
+        if feed is None or feed.over:
+            return False
+        feed.look()
+        return True
 
     def ended(self, key: SessionKey) -> None:
         """The session is over, as somebody has just been told."""
@@ -292,15 +309,13 @@ class Hub:
 
     def _forget(self, feed: Feed) -> None:
         del self._feeds[feed.key]
-        self._past_gaps += feed.gaps
-        if feed.check is not None:
-            feed.check.cancel()
+        self._checks.end(feed)
 
     # --- following --------------------------------------------------------------------------------
 
     async def _subscribe(self, feed: Feed) -> None:
         if feed.subscription is None:
-            subscription = self._notices.session_events(feed.key, feed.on_push, feed.look)
+            subscription = self._notices.session_events(feed.key, feed.on_push, feed.doubt)
             await subscription.__aenter__()
             feed.subscription = subscription
             feed.unread = True  # pushes from before were missed
@@ -312,31 +327,47 @@ class Hub:
 
     async def _repair(self, feed: Feed) -> None:
         """Reads the log until the feed has everything that was in it when we looked."""
-        while True:
-            feed.stale = False  # what comes while we read asks for another look
-            try:
-                page = await self._sessions.read(feed.key, feed.cursor, PAGE)
-            except BaseException:
-                feed.stale = True
-                raise
-            feed.unread = False
-            if page.status != "ok":
-                self._restart(feed, page)
-                break
-            self.repaired += feed.absorb(page.entries)
-            if feed.last_seq >= page.last_seq:
-                feed.ended = page.ended  # the push that says so may be lost
-                break
-            if not page.entries:
-                break
+        try:
+            while not await self._read_on(feed):
+                pass
+        except BaseException:
+            feed.stale = True
+            raise
         if feed.ended:
             self._finish(feed, CloseCode.SESSION_ENDED)
 
-    def _restart(self, feed: Feed, page: LogPage) -> None:
+    async def _read_on(self, feed: Feed) -> bool:
+        """One page for a feed. True when there is no more."""
+        feed.stale = False  # what comes while we read asks for another look
+        page = await self._sessions.read(feed.key, feed.cursor, PAGE, seen=feed.seen)
+        feed.unread = False
         if page.status == "gone":
-            self._finish(feed, feed.gone_code)
-        else:
+            await self._make_again(feed)
+            return True
+        if page.status != "ok":
             feed.restart(Cursor(page.epoch, page.last_seq))
+            feed.verify_home = True  # which of its runs survived, the same answer tells
+            self._enqueue(feed)
+            return True
+        feed.runs.difference_update(page.over)
+        self._probe.pubsub_repaired(feed.absorb(page.entries))
+        if feed.last_seq >= page.last_seq:
+            feed.ended = page.ended  # the push that says so may be lost
+            return True
+        return not page.entries
+
+    async def _make_again(self, feed: Feed) -> None:
+        """Redis does not know the session, and nobody said that it is over: it came back empty.
+
+        Its followers read a log of another epoch then, and are told.
+        """
+        view = None if feed.over else await self._homes.ask(feed, agent=feed.agent)
+        if view is None:
+            feed.over = True
+            self._finish(feed, CloseCode.SESSION_ENDED)
+            return
+        feed.restart(view.cursor)
+        self.adopt(replace(view, made_here=False))  # it was counted when it was created
 
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)
@@ -348,72 +379,48 @@ class Hub:
         """One page for an attachment. False when there is nothing to do but wait."""
         feed = attachment.feed
         page = await self._sessions.read(feed.key, attachment.cursor, PAGE)
-        if page.status == "gone":
-            attachment.outbox.finish(feed.gone_code)
+        if page.status == "gone" and feed.over:
+            attachment.outbox.finish(CloseCode.SESSION_ENDED)
             return True
-        if page.status != "ok":
-            await self._reset(attachment, page.status)
+        if page.status not in {"ok", "gone"}:
+            # An epoch ends only by a loss; had it ended before this attachment, `attach` knew.
+            lost = page.status != "trimmed"
+            await self._reset(attachment, "writes_lost" if lost else "cursor_too_old")
             return True
-        feed.saw(Cursor(page.epoch, page.last_seq))
+        if page.status == "ok":
+            feed.saw(Cursor(page.epoch, page.last_seq))
         for raw in page.entries:
             if not attachment.fill(read_entry(raw)):
                 break
         if page.entries:
             return True
-        # The log has no more for it, yet the feed is elsewhere: bring the feed to the log.
+        # There is no more for it, yet the feed is elsewhere: bring the feed to the log.
         async with feed.lock:
             await self._repair(feed)
-        return attachment.go_live()
+        return page.status == "gone" or attachment.go_live()
 
-    async def _reset(self, attachment: Attachment, status: str) -> None:
+    async def _reset(self, attachment: Attachment, reason: str) -> None:
         feed = attachment.feed
         view = await self._homes.ask(feed)
-        if view is None:
-            attachment.outbox.finish(feed.gone_code)
+        if view is None:  # over, or gone: then the next page says so
+            if feed.over:
+                attachment.outbox.finish(CloseCode.SESSION_ENDED)
             return
         self.adopt(view)
-        attachment.staged = [_reset_frame(status, view)]
-        await self._stage_snapshot(attachment)
-        attachment.start()
+        attachment.staged = [_reset_frame(reason, view)]
+        if await self._stage_snapshot(attachment):
+            attachment.start()
 
-    async def _stage_snapshot(self, attachment: Attachment) -> None:
+    async def _stage_snapshot(self, attachment: Attachment) -> bool:
+        """False when there is no such session."""
         taken = await take_snapshot(self._sessions, attachment.feed.key)
         if taken is None:
-            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
-        cursor, frame = taken
-        attachment.staged.append(frame)
-        attachment.epoch, attachment.seq = cursor.epoch, cursor.seq
-        attachment.feed.saw(cursor)
-
-    # --- position checks --------------------------------------------------------------------------
-
-    def _interval(self, feed: Feed) -> float:
-        return self._times.check_running_s if feed.runs else self._times.check_idle_s
-
-    def _check_soon(self, feed: Feed) -> None:
-        self._arm_check(feed, self._times.check_running_s)
-
-    def _arm_check(self, feed: Feed, delay_s: float) -> None:
-        if feed.check is not None:
-            feed.check.cancel()
-        feed.check = self._wheel.after(delay_s, lambda: self._check(feed))
-
-    def _check(self, feed: Feed) -> None:
-        """Catches a lost last event: a gap shows only when another one follows."""
-        if self._feeds.get(feed.key) is not feed:
-            return
-        interval_s = self._interval(feed)
-        now = self._clock()
-        if not feed.home and now - feed.home_asked_at >= self._times.check_idle_s:
-            feed.verify_home = True  # pushes say nothing of who counts them
-            self._enqueue(feed)
-        quiet_s = now - feed.active_at
-        if quiet_s < interval_s:
-            self._arm_check(feed, interval_s - quiet_s)
-            return
-        feed.look()
-        self._arm_check(feed, interval_s)
+            return False
+        attachment.staged.append(taken.frame)
+        attachment.epoch, attachment.seq = taken.cursor.epoch, taken.cursor.seq
+        attachment.feed.saw(taken.seen)
+        return True
 
 
-def _reset_frame(status: str, view: SessionView) -> bytes:
-    return encode(Reset(_REASONS.get(status, ErrorCode.INTERNAL), view.runs))
+def _reset_frame(reason: str, view: SessionView) -> bytes:
+    return encode(Reset(reason, view.runs))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from protocol.frames import Cursor, RunInfo, SessionState
+from protocol.frames import Cursor, OnDetach, RunInfo, SessionState
 
 Role = Literal["user", "assistant", "tool", "system"]
 
@@ -60,6 +60,8 @@ class Limits:
     dispatch_retry_s: float = 2.0
     node_lease_s: float = 10.0
     journal_entries: int = 100
+    outbox_bytes: int = 1024 * 1024
+    stall_timeout_s: float = 30.0
 
 
 # --- opening and reading a session ----------------------------------------------------------------
@@ -82,6 +84,7 @@ class SessionView:
         made_here: the caller created it, and has been its home ever since.
         created: True when this very call created it.
         homed: True when this very call made the caller its home.
+        on_detach: what happens to its runs when nobody follows it for the resume grace.
     """
 
     key: SessionKey
@@ -98,6 +101,7 @@ class SessionView:
     created_ms: int = 0
     created: bool = False
     homed: bool = False
+    on_detach: OnDetach = "continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,19 @@ class SnapshotSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What a node saw of a session besides its cursor: where Redis contradicts it, it lost writes.
+
+    Attributes:
+        at_ms: time of the event at the cursor; 0 when not known.
+        runs: accepted or begun, and not over as far as the node knows.
+    """
+
+    at_ms: int = 0
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LogPage:
     """A part of the log after a cursor.
 
@@ -129,6 +146,7 @@ class LogPage:
         last_seq: of the whole log; more pages follow while the last entry is below it.
         status: `ok`; or why the cursor cannot be continued: `epoch` (another epoch), `trimmed`
             (older than the log), `ahead` (Redis lost writes), `gone` (no such session).
+        over: those of the runs that were asked about which are over.
         ended: the session is over, and its last run has its terminal event.
     """
 
@@ -137,6 +155,7 @@ class LogPage:
     last_seq: int
     status: Literal["ok", "epoch", "trimmed", "ahead", "gone"]
     ended: bool = False
+    over: list[str] = field(default_factory=list[str])
 
 
 # --- putting something into a session -------------------------------------------------------------

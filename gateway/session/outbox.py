@@ -16,15 +16,25 @@ class Outbox:
     Attributes:
         size_bytes: what the socket has not taken yet.
         pulling: True while events are refused; set when one did not fit.
+        lagging: pulling for that reason, and not since it joined.
         close_code: set by `finish`: the socket is to be closed once everything was sent.
     """
 
-    __slots__ = ("_frames", "_limit_bytes", "close_code", "pulling", "size_bytes", "wake")
+    __slots__ = (
+        "_frames",
+        "_limit_bytes",
+        "close_code",
+        "lagging",
+        "pulling",
+        "size_bytes",
+        "wake",
+    )
 
     def __init__(self, wake: Callable[[], None], limit_bytes: int = LIMIT_BYTES) -> None:
         self.wake = wake
         self.size_bytes = 0
         self.pulling = True
+        self.lagging = False
         self.close_code: int | None = None
         self._limit_bytes = limit_bytes
         self._frames: list[bytes] = []
@@ -40,8 +50,12 @@ class Outbox:
             return False
         if self.fill(frame):
             return True
-        self.pulling = True
+        self.pulling = self.lagging = True
         return False
+
+    def go_live(self) -> None:
+        """Events may be pushed from now on."""
+        self.pulling = self.lagging = False
 
     def fill(self, frame: bytes) -> bool:
         """An event from the log. False when it must wait for the socket."""

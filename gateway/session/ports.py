@@ -21,12 +21,13 @@ from gateway.session.model import (
     NewToolResult,
     Role,
     RunRef,
+    Seen,
     SessionKey,
     SessionView,
     SnapshotSource,
     WorkerInfo,
 )
-from protocol.frames import Cursor
+from protocol.frames import Cursor, OnDetach
 
 
 class Sessions(Protocol):
@@ -47,12 +48,17 @@ class Sessions(Protocol):
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
         digest: str = "",
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none.
 
-        `dead_home` names a node that is known to be dead: its home is taken over. `digest` is of
-        what is to be created: a session that was made of something else is `id_conflict`.
+        `dead_home` names a node that is known to be dead: its home is taken over. `attending` says
+        that the node has clients on the session: a session that was created with `on_detach`
+        `cancel` keeps its open run only while some node says so, at least once a resume grace.
+        `digest` is of what is to be created: a session that was made of something else is
+        `id_conflict`.
         """
         ...
 
@@ -78,11 +84,15 @@ class Sessions(Protocol):
         """
         ...
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         """The log after a cursor, at most `count` entries and some 256 KiB.
 
         A page may be shorter than `count` while more follows: the end is reached when its last
-        entry is `last_seq`. Works for an ended session, too.
+        entry is `last_seq`. Works for an ended session, too. A cursor ahead of the log proves that
+        Redis lost writes, and a new epoch begins; so does another event at the cursor than was
+        `seen`, or a run that is not known any more.
         """
         ...
 
@@ -139,8 +149,13 @@ class RunQueue(Protocol):
         """At most `count` waiting runs, fairly over the tenants; each must be claimed at once."""
         ...
 
-    async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
-        """Makes the run ours, or None when it is over, cancelled or another's."""
+    async def claim(
+        self, ref: RunRef, worker_id: str, *, restartable: bool = False
+    ) -> Claim | None:
+        """Makes the run ours, or None when it is over, cancelled or another's.
+
+        If we are lost after its first event, and it is `restartable`, its end makes a new run.
+        """
         ...
 
     async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
@@ -259,6 +274,18 @@ class Probe(Protocol):
 
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
+        ...
+
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        ...
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
+        ...
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
         ...
 
     def session(self, tenant: str, agent: str) -> SessionProbe:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.breaker import BreakerState
 from gateway.session.endings import Endings
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.hub import Hub
@@ -23,7 +24,7 @@ from gateway.session.model import (
 from gateway.session.ports import Directory, RunQueue, Sessions
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
-from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, ToolResult
+from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
 
 _encode = msgspec.json.Encoder().encode
 _canonical = msgspec.json.Encoder(order="sorted").encode
@@ -61,6 +62,7 @@ class SessionService:
         metadata: dict[str, Any] | None,
         *,
         session_id: str | None = None,
+        on_detach: OnDetach = "continue",
         digest: str = "",
     ) -> SessionView:
         """A new session; with a `session_id` given, the one that an earlier call made.
@@ -71,15 +73,21 @@ class SessionService:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
         view = await self._sessions.open(
-            key, who.user, node=self._node, agent=agent, metadata=metadata, digest=digest
+            key,
+            who.user,
+            node=self._node,
+            agent=agent,
+            metadata=metadata,
+            on_detach=on_detach,
+            digest=digest,
         )
         self._hub.adopt(view)
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
-        """A session of this user."""
+        """A session of this user, for a client that comes to follow it."""
         key = SessionKey(who.tenant, session_id)
-        view = await self._sessions.open(key, who.user, node=self._node)
+        view = await self._sessions.open(key, who.user, node=self._node, attending=True)
         self._hub.adopt(view)
         return view
 
@@ -149,20 +157,31 @@ class SessionService:
         await self._endings.close(view.key, view.user)
         return Ack(frame.id, "accepted")
 
+    def agent_state(self, who: Principal, agent: str) -> BreakerState:
+        """Whether this tenant's messages reach the agent, as far as this node knows."""
+        return self._hub.breakers.state(who.tenant, agent)
+
     def _seen(self, view: SessionView) -> Cursor | None:
         """The last event that passed here: a log that is shorter has lost writes."""
         feed = self._hub.find(view.key)
         return None if feed is None else feed.cursor
 
     async def _accept(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
+        breakers, tenant = self._hub.breakers, view.key.tenant
+        breakers.admit(tenant, view.agent)
         try:
             accepted = await self._sessions.accept(new)
         except Refused as refused:
+            breakers.release(tenant, view.agent)
             if refused.code == ErrorCode.SESSION_ENDED:
                 self._hub.ended(view.key)  # followers may have missed it
+            elif refused.code == ErrorCode.SESSION_NOT_FOUND and self._hub.missing(view.key):
+                raise Unavailable("Redis lost this session; it begins anew") from None
             raise
         if accepted.run_id and accepted.status != "duplicate":
             self._hub.expect_run(view.key, accepted.run_id)
+        else:
+            breakers.release(tenant, view.agent)
         return await self._acknowledge(new.frame_id, accepted)
 
     async def _acknowledge(self, frame_id: str, accepted: Accepted) -> Ack:

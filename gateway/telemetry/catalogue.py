@@ -92,6 +92,40 @@ DRAINING = Gauge(
     "draining",
     "1 from the moment when this node was told to stop: it sends its clients to other nodes.",
 )
+SLOW_CONSUMERS = Gauge(
+    "slow_consumers",
+    "Connections whose client does not keep up: it reads on from the log, because more events came "
+    "than may wait for it, or its socket takes no more bytes. As of the scrape.",
+)
+OUTBOUND_BUFFER_BYTES = Gauge(
+    "outbound_buffer_bytes",
+    "Bytes that wait in this process to be taken by WebSocket clients, over all connections. As of "
+    "the scrape.",
+)
+PUBSUB_GAPS_TOTAL = Counter(
+    "pubsub_gaps_total",
+    "Jumps in the numbers of a session's pushed events: one before was lost, or is late.",
+)
+PUBSUB_REPAIRED_EVENTS_TOTAL = Counter(
+    "pubsub_repaired_events_total",
+    "Events that this node read from a session's log, since their push had not come: lost, late, "
+    "or made while the node was not subscribed.",
+)
+CIRCUIT_BREAKER_STATE = Gauge(
+    "circuit_breaker_state",
+    "0 closed, 1 half-open, 2 open. An agent has a breaker for each tenant: this is the worst.",
+    ("service",),
+)
+SERVICE_CONSECUTIVE_FAILURES = Gauge(
+    "service_consecutive_failures",
+    "Calls of a service, or runs of an agent (of one tenant, the most), that failed in a row.",
+    ("service",),
+)
+SERVICE_FAILURE_STREAKS_TOTAL = Counter(
+    "service_failure_streaks_total",
+    "Streaks of more than three failures in a row; shows one that began and ended unseen.",
+    ("service",),
+)
 METRIC_LABEL_OVERFLOW_TOTAL = Counter(
     "metric_label_overflow_total",
     "Connections and sessions counted under the label value other, as the bound of distinct "
@@ -109,6 +143,13 @@ CATALOGUE: tuple[Metric, ...] = (
     MESSAGE_PROCESSING_SECONDS,
     TOKENS_TOTAL,
     DRAINING,
+    SLOW_CONSUMERS,
+    OUTBOUND_BUFFER_BYTES,
+    PUBSUB_GAPS_TOTAL,
+    PUBSUB_REPAIRED_EVENTS_TOTAL,
+    CIRCUIT_BREAKER_STATE,
+    SERVICE_CONSECUTIVE_FAILURES,
+    SERVICE_FAILURE_STREAKS_TOTAL,
     METRIC_LABEL_OVERFLOW_TOTAL,
     BUILD_INFO,
 )

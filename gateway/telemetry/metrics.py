@@ -11,6 +11,7 @@ from typing import Literal
 
 from aioprometheus.collectors import Registry
 
+from gateway.session.breaker import Breaker
 from gateway.session.model import Role
 from gateway.session.ports import SessionProbe
 from gateway.telemetry import catalogue
@@ -18,6 +19,9 @@ from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
 
 OTHER = "other"
+
+STREAK = 4
+"""So many failures in a row are a streak: more than three."""
 
 
 class Telemetry:
@@ -36,6 +40,11 @@ class Telemetry:
         self._by_tenant: dict[str, _TenantMetrics] = {}
         self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
         self._draining = self._series.gauge(catalogue.DRAINING)
+        self._slow = self._series.gauge(catalogue.SLOW_CONSUMERS)
+        self._outbound = self._series.gauge(catalogue.OUTBOUND_BUFFER_BYTES)
+        self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
+        self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
+        self._by_service: dict[str, _ServiceMetrics] = {}
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
     def connection_opened(self, tenant: str) -> None:
@@ -46,6 +55,22 @@ class Telemetry:
         """It is gone."""
         self._of_tenant(self._tenants.find(tenant)).connections.add(-1)
 
+    def pubsub_gap(self) -> None:
+        """The numbers of a session's pushes jumped."""
+        self._gaps.inc()
+
+    def pubsub_repaired(self, events: int) -> None:
+        """So many events came from the log, since their push had not come."""
+        self._repaired.inc(events)
+
+    def outbound(self, slow_consumers: int, buffer_bytes: int) -> None:
+        """How many clients do not keep up, and how much waits for all; to be told before `render`.
+
+        Not inline: the kernel takes bytes without a word.
+        """
+        self._slow.set(slow_consumers)
+        self._outbound.set(buffer_bytes)
+
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
@@ -53,22 +78,61 @@ class Telemetry:
         if found is None:
             found = _SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
             self._by_session[labels] = found
+            self._of_service(f"agent:{labels[1]}")
         return found
 
     def draining(self) -> None:
         """This node is about to stop."""
         self._draining.set(1)
 
+    def follow(self, service: str, breaker: Breaker) -> None:
+        """Shows a breaker of the node's own, from now on."""
+        breaker.watch(lambda it: self.breaker_moved(service, it.state, it.failures))
+        self.breaker_moved(service, breaker.state, breaker.failures)
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
+        kind, _, agent = service.partition(":")
+        self._of_service(f"{kind}:{self._agents.find(agent)}" if agent else kind).moved(
+            state, failures
+        )
+
     def render(self) -> tuple[bytes, str]:
         """All metrics as text, and its content type."""
         self._series.remove_idle()
         return TextFormatter().marshall(self.registry), CONTENT_TYPE
+
+    def _of_service(self, label: str) -> "_ServiceMetrics":
+        found = self._by_service.get(label)
+        if found is None:
+            found = self._by_service[label] = _ServiceMetrics(self._series, label)
+        return found
 
     def _of_tenant(self, label: str) -> "_TenantMetrics":
         found = self._by_tenant.get(label)
         if found is None:
             found = self._by_tenant[label] = _TenantMetrics(self._series, label)
         return found
+
+
+class _ServiceMetrics:
+    """The series of one service."""
+
+    __slots__ = ("_failures", "_seen", "_state", "_streaks")
+
+    def __init__(self, series: Series, service: str) -> None:
+        self._state = series.gauge(catalogue.CIRCUIT_BREAKER_STATE, service)
+        self._failures = series.gauge(catalogue.SERVICE_CONSECUTIVE_FAILURES, service)
+        self._streaks = series.counter(catalogue.SERVICE_FAILURE_STREAKS_TOTAL, service)
+        self._seen = 0
+
+    def moved(self, state: int, failures: int) -> None:
+        """What it is now."""
+        self._state.set(int(state))
+        self._failures.set(failures)
+        if self._seen < STREAK <= failures:
+            self._streaks.inc()
+        self._seen = failures
 
 
 class _LabelValues:

@@ -74,15 +74,16 @@ export class ClientCore {
   /**
    * Either `agent` (a new session) or `sessionId` (an existing one) must be given.
    * @param {{agent?: string, sessionId?: string, cursor?: Cursor, token?: string,
-   *   metadata?: Record<string, any>}} options
+   *   metadata?: Record<string, any>, onDetach?: "continue"|"cancel"}} options
    */
-  constructor({ agent, sessionId, cursor, token, metadata }) {
+  constructor({ agent, sessionId, cursor, token, metadata, onDetach }) {
     if (!agent && !sessionId) throw new TypeError("give an agent or a sessionId");
     this.agent = agent;
     this.sessionId = sessionId;
     this.cursor = cursor;
     this.token = token;
     this.metadata = metadata;
+    this.onDetach = onDetach;
     this.attached = false;
     /** @type {Map<string, Command>} */
     this._unanswered = new Map();
@@ -115,6 +116,7 @@ export class ClientCore {
     } else {
       open.agent = this.agent;
       if (this.metadata) open.metadata = this.metadata;
+      if (this.onDetach) open.on_detach = this.onDetach;
     }
     return open;
   }

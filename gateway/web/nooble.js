@@ -75,7 +75,9 @@ export class NoobleSession {
 
   /**
    * @param {{url: string, agent?: string, sessionId?: string, cursor?: Cursor, token?: string,
-   *   metadata?: Record<string, any>}} options  `agent` for a new session, `sessionId` for an old one
+   *   metadata?: Record<string, any>, onDetach?: "continue"|"cancel"}} options  `agent` for a new
+   *   session, `sessionId` for an old one; with `onDetach: "cancel"` the new session's runs are
+   *   cancelled when its last client has been away for the server's resume grace
    */
   constructor({ url, ...options }) {
     this.url = url;

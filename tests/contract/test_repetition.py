@@ -9,7 +9,7 @@ import pytest
 from support.bus import connected_bus
 from support.talk import Talk, event
 
-from gateway.bus import keys, scripts, sessions
+from gateway.bus import keys, sessions
 from gateway.bus.bus import Bus
 from gateway.session.errors import Unavailable
 from gateway.session.model import AgentEvent, Limits, NewMessage
@@ -221,7 +221,7 @@ async def test_what_nobody_can_wait_for_leaves_the_queue(redis_url: str) -> None
             await bus.runs.dispatch(ref, talk.agent)
         # As if they had been there for ever: any age is too old.
         call = (keys.waiting(talk.agent), keys.reference(fresh), "acme", -1000)
-        await scripts.call(bus.client, "dispatch", *call)
+        await bus.scripts.call("dispatch", *call)
         assert await bus.runs.take(talk.agent, 10) == [fresh]
         assert await bus.runs.take(talk.agent, 10) == []
 

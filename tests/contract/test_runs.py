@@ -7,9 +7,9 @@ from support.bus import connected_bus
 from support.talk import Talk, event
 
 from gateway.bus.bus import Bus
-from gateway.session.entry import Control, Entry, parse_push
+from gateway.session.entry import Control, Entry, parse_push, read_entry
 from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
-from gateway.session.model import AgentEvent, Ending, Limits
+from gateway.session.model import AgentEvent, Ending, Limits, Seen
 from protocol.codes import ErrorCode
 from protocol.frames import Cursor
 
@@ -216,6 +216,39 @@ async def test_reading_says_why_a_cursor_cannot_be_continued(talk: Talk) -> None
     assert ahead.epoch != talk.epoch, "somebody saw what Redis has lost: a new epoch begins"
 
 
+async def test_reading_finds_a_loss_behind_the_cursor(talk: Talk) -> None:
+    """Guarantee 2: after a loss others take the numbers of what was lost, and the tail proves
+    nothing; the time of the event at the cursor does.
+    """
+    claim = await talk.running()
+    await talk.append(claim, 0, "A", "B")
+    read = talk.bus.sessions.read
+    page = await read(talk.key, Cursor(talk.epoch, 0), 10)
+    last = read_entry(page.entries[-1])
+    cursor = Cursor(talk.epoch, last.seq)
+    for at_ms in (0, last.ts_ms):
+        assert (await read(talk.key, cursor, 10, seen=Seen(at_ms))).status == "ok"
+    lost = await read(talk.key, cursor, 10, seen=Seen(last.ts_ms - 1))
+    assert lost.status == "ahead"
+    assert lost.epoch != talk.epoch
+
+
+async def test_reading_finds_a_run_that_was_lost(talk: Talk) -> None:
+    """Guarantee 1: where Redis lost what was accepted, that shows, though no event is missing."""
+    claim = await talk.running()
+    waiting = await talk.message("later")
+    read, cursor = talk.bus.sessions.read, Cursor(talk.epoch, 0)
+    known = Seen(runs=(claim.ref.run_id, waiting.run_id))
+    page = await read(talk.key, cursor, 10, seen=known)
+    assert (page.status, page.over) == ("ok", [])
+    await talk.finish(claim, 0)
+    page = await read(talk.key, cursor, 10, seen=known)
+    assert (page.status, page.over) == ("ok", [claim.ref.run_id])
+    lost = await read(talk.key, cursor, 10, seen=Seen(runs=("run-that-was-lost",)))
+    assert lost.status == "ahead"
+    assert lost.epoch != talk.epoch
+
+
 async def test_a_snapshot_is_consistent_with_its_cursor(talk: Talk) -> None:
     claim = await talk.running("question")
     await talk.append(claim, 0, "A", "B")
@@ -307,3 +340,16 @@ async def test_an_ending_keeps_its_journal_entry(bus: Bus) -> None:
     said = b'{"id":"a1","role":"assistant","content":"answer"}'
     await bus.runs.finish(claim.ref, 1, 0, Ending("F", event("RUN_FINISHED"), [said]))
     assert (await talk.log())[-1].role == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("internal", "internal"), ("no such\ncustomer 1", "-"), ("", "-"), ("é", "-")],
+)
+async def test_the_header_says_why_a_run_failed(bus: Bus, code: str, told: str) -> None:
+    """The code is the agent's own: it must not break the header."""
+    talk = Talk(bus)
+    await talk.open()
+    await talk.finish(await talk.running(), kind="X", code=code)
+    await talk.finish(await talk.running())
+    assert [entry.code for entry in await talk.log()] == ["-", told, "-", "-"]

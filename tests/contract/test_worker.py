@@ -36,14 +36,14 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._part, name)
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
             self._tried[name] += 1
             self._called.set()
             if name in self.down:
                 raise Unavailable
             if name in self.gates:
                 await self.gates[name].wait()
-            return await method(*arguments)
+            return await method(*arguments, **options)
 
         return call
 
@@ -70,8 +70,10 @@ class LateControl:
             yield
 
 
-def worker_of(talk: Talk, function: Function, **options: Any) -> Worker:
-    agent = Agent(talk.agent, description="for tests")
+def worker_of(
+    talk: Talk, function: Function, *, restartable: bool = False, **options: Any
+) -> Worker:
+    agent = Agent(talk.agent, description="for tests", restartable=restartable)
     agent.run(function)
     bus = talk.bus
     parts = {"queue": bus.runs, "directory": bus.directory, "notices": bus.notices}
@@ -285,23 +287,30 @@ async def test_a_renewal_that_is_refused_stops_the_agent(quick_bus: Bus) -> None
     assert await talk.kinds() == "S"
 
 
-async def test_leases_that_cannot_be_renewed_stop_the_agents(talk: Talk) -> None:
-    stopped = asyncio.Event()
+async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
+    """Nobody's lease is judged while Redis is away, so its worker must not give it up either."""
+    begun, away, back = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def stay(run: Run) -> None:
-        try:
-            await until_cancelled()
-        finally:
-            stopped.set()
+    async def slow(run: Run) -> None:
+        await run.say("before ")
+        begun.set()
+        await away.wait()
+        await run.say("meanwhile ")
+        await back.wait()
+        await run.say("after")
 
     runs = Faulty(talk.bus.runs)
-    async with working(talk, stay, queue=runs, lease_s=0.2):
+    async with working(talk, slow, queue=runs, lease_s=0.2):
         await send(talk)
-        await log_of(talk, "S")
-        runs.down.add("renew")
-        await stopped.wait()
+        await begun.wait()
+        runs.down.update({"renew", "append", "finish", "take", "dispatch"})
+        away.set()
+        await asyncio.sleep(0.8)
         runs.down.clear()
-    assert await talk.kinds() == "S"
+        back.set()
+        assert (await log_of(talk, "F")).endswith("F")
+    [_, *said] = await messages_of(talk)
+    assert "".join(message["content"] for message in said) == "before meanwhile after"
 
 
 async def test_redis_away_and_back_is_one_line_each(talk: Talk) -> None:
@@ -418,6 +427,29 @@ async def test_what_is_not_done_after_the_grace_ends_worker_lost(talk: Talk) -> 
     assert (last["content"], last["metadata"]) == ("so far", {"incomplete": True})
 
 
+async def test_a_restartable_run_that_its_worker_cannot_finish_is_made_anew(talk: Talk) -> None:
+    """A deploy does not cost an answer: the next worker gives it, from the start."""
+    attempts: list[int] = []
+
+    async def slow_at_first(run: Run) -> None:
+        attempts.append(run.attempt)
+        async with run.message() as message:
+            await message.write(f"{run.text} {len(run.messages)}")
+            if run.attempt == 1:
+                await until_cancelled()
+
+    async with working(talk, slow_at_first, restartable=True) as worker:
+        await send(talk, "question")
+        await log_of(talk, "EE")
+        worker.stop(grace_s=0.05)
+        await log_of(talk, "X")
+    async with working(talk, slow_at_first, restartable=True):
+        assert await log_of(talk, "F") == "SEEEXSEEEF"
+    assert attempts == [1, 2]
+    contents = [message["content"] for message in await messages_of(talk)]
+    assert contents == ["question", "question 1", "question 1"]
+
+
 async def test_the_directory_knows_the_worker_while_it_serves(talk: Talk) -> None:
     directory = Faulty(talk.bus.directory)
     async with working(talk, echo, directory=directory, slots=3, presence_s=0.01) as worker:
@@ -437,8 +469,8 @@ async def test_one_run_that_cannot_be_read_does_not_end_the_others(talk: Talk) -
             if name != "claim":
                 return call
 
-            async def claim(ref: RunRef, worker_id: str) -> Any:
-                got = await call(ref, worker_id)
+            async def claim(ref: RunRef, worker_id: str, **options: Any) -> Any:
+                got = await call(ref, worker_id, **options)
                 return replace(got, run_input=b"{") if ref.session == broken.key else got
 
             return claim
@@ -450,3 +482,31 @@ async def test_one_run_that_cannot_be_read_does_not_end_the_others(talk: Talk) -
         await log_of(broken, "S")
         await send(talk)
         await log_of(talk, "F")
+
+
+async def test_an_agent_that_does_not_stop_frees_its_slot(quick_bus: Bus) -> None:
+    """It is cut off after the grace, for its client; and soon after that for its worker, too."""
+    talk = Talk(quick_bus)
+    await talk.open()
+    turns = 0
+
+    async def stubborn(run: Run) -> None:
+        nonlocal turns
+        await run.say("you cannot stop me")
+        while run.text == "stay":
+            turns += 1
+            try:
+                await until_cancelled()
+            except asyncio.CancelledError:
+                continue
+
+    async with working(talk, stubborn, slots=1, lease_s=0.3, patience_s=0.05):
+        await send(talk, "stay")
+        await log_of(talk, "EEE")
+        await talk.cancel()
+        advanced = await talk.advance("grace")
+        [first] = [entry.run_id for entry in await talk.log() if entry.kind == "S"]
+        await talk.end_by_force(first, advanced, code=advanced.end)
+        await send(talk, "next")
+        assert await log_of(talk, "F") == "SEEEXSEEEF"
+    assert turns > 1, "it did swallow its cancellation"

@@ -87,7 +87,7 @@ def test_the_resume_frame(page: Page) -> None:
     """A new session names the agent; a known one its id and, when there is one, the cursor."""
     frames = run(
         page,
-        """const fresh = new ClientCore({ agent: "demo", metadata: { a: 1 } });
+        """const fresh = new ClientCore({ agent: "demo", metadata: { a: 1 }, onDetach: "cancel" });
            const frames = [fresh.connected("1")];
            fresh.receive(argument.opened);
            fresh.receive({ type: "snapshot", cursor: { epoch: "e", seq: 7 }, events: [] });
@@ -98,7 +98,7 @@ def test_the_resume_frame(page: Page) -> None:
         {"opened": opened(resumed=False)},
     )
     assert frames == [
-        {"type": "open", "id": "1", "agent": "demo", "metadata": {"a": 1}},
+        {"type": "open", "id": "1", "agent": "demo", "metadata": {"a": 1}, "on_detach": "cancel"},
         {"type": "open", "id": "2", "session_id": "s", "after": {"epoch": "e", "seq": 7}},
         {"type": "open", "id": "3", "session_id": "s"},
     ]

@@ -1,5 +1,7 @@
 """Two nodes, two workers, one Redis: any client on any node, any run on any worker."""
 
+from typing import Any
+
 import anyio
 import pytest
 from support.agents import expected
@@ -23,6 +25,30 @@ async def test_a_client_resumes_on_the_other_node_in_mid_answer(pair: Stack) -> 
     assert seqs(events) == list(range(1, len(events) + 1))
     assert first.text() + second.text() == expected(150)
     assert {event["run_id"] for event in events} == {ack["run_id"]}
+
+
+async def test_a_client_that_reconnects_ten_times_within_one_answer(pair: Stack) -> None:
+    """Now here, now there, cut off without a word; it hears every event once."""
+    events: list[dict[str, Any]] = []
+    session: dict[str, Any] = {"agent": "counting"}
+    for turn in range(11):
+        async with socket(pair.ws_of(turn % 2)) as client:
+            await client.open(**session)
+            if turn == 0:
+                await client.ask("message", content="count 400 5")
+            else:
+                assert client.opened["resumed"] is True
+            if turn == 10:
+                await client.until_event(*TERMINAL)
+            while len(client.events) < 4:
+                await client.receive()
+            client.connection.transport.abort()
+        events += client.events
+        cursor = {"epoch": client.cursor["epoch"], "seq": events[-1]["seq"]}
+        session = {"session_id": client.session_id, "after": cursor}
+    assert seqs(events) == list(range(1, len(events) + 1))
+    said = [e["event"] for e in events if e["event"]["type"] == "TEXT_MESSAGE_CONTENT"]
+    assert "".join(event["delta"] for event in said) == expected(400)
 
 
 async def test_clients_on_both_nodes_see_the_same(pair: Stack) -> None:

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from redis import Redis
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
 from gateway.bus.bus import Bus
-from gateway.bus.connection import create_client
+from gateway.bus.connection import Client, create_client
 from gateway.bus.embedded import server_arguments, server_binary
 from gateway.session.model import Limits
 from support.net import free_port
@@ -82,10 +83,12 @@ def _wait_for_cluster(client: Redis) -> None:
 
 
 @asynccontextmanager
-async def connected_bus(url: str, limits: Limits | None = None) -> AsyncIterator[Bus]:
+async def connected_bus(
+    url: str, limits: Limits | None = None, *, ack_replicas: int = 0
+) -> AsyncIterator[Bus]:
     """A bus on a running server."""
     client = create_client(url)
-    bus = Bus(client, limits or Limits())
+    bus = Bus(client, limits or Limits(), ack_replicas=ack_replicas)
     try:
         async with asyncio.TaskGroup() as group:
             follower = group.create_task(bus.notices.run())
@@ -102,3 +105,9 @@ async def running_bus(limits: Limits | None = None, *, cluster: bool = False) ->
     with running_server(cluster=cluster) as url:
         async with connected_bus(url, limits) as bus:
             yield bus
+
+
+async def cut_subscribers(client: Client) -> None:
+    """The server ends every subscriber connection; all are made again."""
+    where = {"target_nodes": client.get_nodes()} if isinstance(client, RedisCluster) else {}
+    await client.execute_command("CLIENT KILL TYPE pubsub", **where)

@@ -18,8 +18,9 @@ from websockets.exceptions import ConnectionClosed
 from gateway.edges import health, http, metrics, pages, websocket
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
+from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.problem import on_http_exception
-from gateway.edges.socket import HttpProtocol, WebSocketProtocol
+from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
 from gateway.session.hub import Hub
 from gateway.session.service import SessionService

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.entry import TERMINAL_KINDS, read_entry
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import (
     Accepted,
@@ -27,12 +28,13 @@ from gateway.session.model import (
     NewMessage,
     NewToolResult,
     RunRef,
+    Seen,
     SessionKey,
     SessionView,
     SnapshotSource,
 )
 from protocol.codes import ErrorCode
-from protocol.frames import Cursor, RunInfo
+from protocol.frames import Cursor, OnDetach, RunInfo
 
 KEY = SessionKey("acme", "s1")
 PAGE_BYTES = 256 * 1024
@@ -54,12 +56,27 @@ class Session:
     home_seq: int = 0
     made_by: str = ""
     ended: bool = False
+    on_detach: OnDetach = "continue"
     ended_by: str = ""
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    lost_runs: set[str] = field(default_factory=set)
+    """Runs that were acknowledged, and that Redis does not know any more."""
 
     @property
     def seq(self) -> int:
         return self.trimmed + len(self.log)
+
+    def contradicts(self, after: Cursor, seen: Seen) -> bool:
+        if seen.at_ms and self.trimmed < after.seq <= self.seq:
+            entry = read_entry(self.log[after.seq - self.trimmed - 1])
+            if entry.ts_ms != seen.at_ms:
+                return True
+        return not self.lost_runs.isdisjoint(seen.runs)
+
+    def ended_runs(self) -> set[str]:
+        entries = [read_entry(raw) for raw in self.log]
+        return {entry.run_id for entry in entries if entry.kind in TERMINAL_KINDS}
 
 
 class LittleBus:
@@ -69,6 +86,7 @@ class LittleBus:
         self.sessions: dict[SessionKey, Session] = {}
         self.followers: dict[SessionKey, list[tuple[Callable[[bytes], None], Callable[[], None]]]]
         self.followers = {}
+        self.made: Counter[SessionKey] = Counter()
         self.calls: Counter[str] = Counter()
         self.dispatched: list[RunRef] = []
         self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
@@ -85,7 +103,25 @@ class LittleBus:
     # --- what happens in the session --------------------------------------------------------------
 
     def make(self, key: SessionKey = KEY, *, home: str = "", user: str = "anonymous") -> Session:
-        session = self.sessions[key] = Session(user, "demo", home=home)
+        self.made[key] = 0
+        return self._make(key, user, "demo", home)
+
+    def _make(
+        self,
+        key: SessionKey,
+        user: str,
+        agent: str,
+        home: str = "",
+        on_detach: OnDetach = "continue",
+        made_of: str = "",
+        made_by: str = "",
+    ) -> Session:
+        self.made[key] += 1
+        epoch = f"e{self.made[key]}"
+        session = Session(
+            user, agent, made_of, epoch, home=home, made_by=made_by, on_detach=on_detach
+        )
+        self.sessions[key] = session
         return session
 
     def append(
@@ -98,6 +134,7 @@ class LittleBus:
         out: int = 0,
         into: int = 0,
         role: str = "-",
+        code: str = "-",
         ts_ms: int = 1000,
     ) -> int:
         """One event into the log, and its push onto the channel. Answers its seq."""
@@ -107,7 +144,7 @@ class LittleBus:
         frame = (
             b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
         ) + msgspec.json.encode(event)
-        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0"
+        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0 {code}"
         raw = header.encode() + b"\n" + frame + b"}"
         session.log.append(raw)
         if kind == "S":
@@ -172,12 +209,15 @@ class LittleBus:
         agent: str | None = None,
         metadata: dict[str, Any] | None = None,
         dead_home: str = "",
+        on_detach: OnDetach = "continue",
+        attending: bool = False,
         digest: str = "",
     ) -> SessionView:
         await self._call("open")
+        self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self.sessions[key] = Session(user, agent, digest, home=node, made_by=node)
+            self._make(key, user, agent, node, on_detach, digest, node)
         session = self._find(key, user)
         if digest and session.made_of != digest:
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
@@ -199,6 +239,7 @@ class LittleBus:
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
+            on_detach=session.on_detach,
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -239,7 +280,9 @@ class LittleBus:
             await asyncio.sleep(0)
         return Closed(session.ended_by == call_id, session.agent, 1000, 61_000)
 
-    async def read(self, key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def read(
+        self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         await self._call("read")
         session = self.sessions.get(key)
         if session is None:
@@ -249,10 +292,12 @@ class LittleBus:
         entries = session.log[max(start, 0) : max(start, 0) + count]
         sizes = list(accumulate(len(raw) for raw in entries))
         fitting = max(1, bisect_right(sizes, PAGE_BYTES))
-        page = LogPage(entries[:fitting], session.epoch, session.seq, "ok", over)
+        ended = session.ended_runs()
+        runs = [run_id for run_id in (seen.runs if seen else ()) if run_id in ended]
+        page = LogPage(entries[:fitting], session.epoch, session.seq, "ok", over, runs)
         if after.epoch != session.epoch:
             page = LogPage([], session.epoch, session.seq, "epoch")
-        elif after.seq > session.seq:
+        elif after.seq > session.seq or session.contradicts(after, seen or Seen()):
             session.epoch += "+"
             page = LogPage([], session.epoch, session.seq, "ahead")
         elif start < 0:
@@ -325,12 +370,22 @@ class CountingProbe:
         self.facts: Counter[str] = Counter()
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.breakers: dict[str, tuple[int, int]] = {}
 
     def connection_opened(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] += 1
 
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
+
+    def pubsub_gap(self) -> None:
+        self.facts["gaps"] += 1
+
+    def pubsub_repaired(self, events: int) -> None:
+        self.facts["repaired"] += events
+
+    def breaker_moved(self, service: str, state: int, failures: int) -> None:
+        self.breakers[service] = (state, failures)
 
     def session(self, tenant: str, agent: str) -> "CountingProbe":
         return self

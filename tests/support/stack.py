@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import httpx
 
 from support.bus import running_server
 from support.net import free_port
+from support.witness import PROCESS_NAME
 
 DEMO = "gateway.agents.demo:agent"
 COUNTING = "support.agents:counting"
@@ -30,6 +31,7 @@ class Process:
         """Starts `gateway ARGUMENTS`."""
         self.name = name
         self.log = log
+        self._began = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "gateway.cli", *arguments],
@@ -39,6 +41,7 @@ class Process:
                         [str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")]
                     ),
                     "GATEWAY_LOG_FORMAT": "json",
+                    PROCESS_NAME: name,
                     **environment,
                 },
                 cwd=cwd,
@@ -57,7 +60,9 @@ class Process:
 
     def output(self) -> str:
         """All that it printed."""
-        return self.log.read_text(errors="replace")
+        with self.log.open("rb") as file:
+            file.seek(self._began)  # what stands before it, an earlier one of the same name said
+            return file.read().decode(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal."""
@@ -83,11 +88,18 @@ class Process:
 class Stack:
     """Nodes and workers on one Redis."""
 
-    def __init__(self, redis_url: str, folder: Path, environment: dict[str, str]) -> None:
-        """Starts nothing yet."""
+    def __init__(
+        self,
+        redis_url: str,
+        folder: Path,
+        environment: dict[str, str],
+        own_urls: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts nothing yet. `own_urls`: of processes that reach Redis in another way, by name."""
         self.redis_url = redis_url
         self._folder = folder
-        self._environment = {**environment, "REDIS_URL": redis_url}
+        self._own_urls = own_urls or {}
+        self._environment = environment
         self._ports: list[int] = []
         self.nodes: list[Process] = []
         self.workers: list[Process] = []
@@ -109,7 +121,7 @@ class Stack:
             stack = cls(url, folder, environment)
             try:
                 for _ in range(workers):
-                    stack.add_worker(agent, slots=slots)
+                    stack.add_worker(agent, "--slots", str(slots))
                 for _ in range(nodes):
                     stack.add_node()
                 stack.wait_until_ready()
@@ -117,13 +129,11 @@ class Stack:
             finally:
                 stack.stop()
 
-    def add_worker(self, agent: str = DEMO, *, slots: int = 8) -> Process:
+    def add_worker(self, agent: str = DEMO, *options: str) -> Process:
         """Starts a worker; `wait_until_ready` waits for it."""
         name = f"worker-{len(self.workers)}"
-        options = ("--slots", str(slots))
-        process = Process(name, self._log(name), "worker", agent, *options, **self._environment)
-        self.workers.append(process)
-        return process
+        self.workers.append(self._process(name, "worker", agent, *options))
+        return self.workers[-1]
 
     def add_node(self) -> Process:
         """Starts a node on a port of its own; `wait_until_ready` waits for it."""
@@ -135,6 +145,11 @@ class Stack:
         """Starts a node again, on the same port, and waits until it serves."""
         self.nodes[number] = self._node(number)
         self._wait_for_node(number)
+
+    def start_worker(self, number: int, agent: str = DEMO) -> None:
+        """Starts a worker again, and waits until it serves."""
+        self.workers[number] = self._process(f"worker-{number}", "worker", agent)
+        self.workers[number].wait_for_line('"worker serves"')
 
     def kill_node(self, number: int = 0) -> None:
         """kill -9."""
@@ -193,15 +208,11 @@ class Stack:
         return {series: float(value) for series, value in pairs}
 
     def _node(self, number: int) -> Process:
-        name = f"node-{number}"
-        return Process(
-            name,
-            self._log(name),
-            "serve",
-            "--port",
-            str(self._ports[number]),
-            **self._environment,
-        )
+        return self._process(f"node-{number}", "serve", "--port", str(self._ports[number]))
+
+    def _process(self, name: str, *arguments: str) -> Process:
+        url = self._own_urls.get(name, self.redis_url)
+        return Process(name, self._log(name), *arguments, **{**self._environment, "REDIS_URL": url})
 
     def _wait_for_node(self, number: int) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S

@@ -168,11 +168,17 @@ async def test_an_iteration_outlives_the_handle(server: ScriptedServer) -> None:
 async def test_what_is_asked_for_stands_on_the_wire(server: ScriptedServer) -> None:
     async with (
         attached(
-            server, tenant="acme", token="secret", metadata={"a": 1}, headers={"X-Other": "x"}
+            server,
+            tenant="acme",
+            token="secret",
+            metadata={"a": 1},
+            on_detach="cancel",
+            headers={"X-Other": "x"},
         ) as (session, peer),
         asyncio.TaskGroup() as group,
     ):
         assert (peer.hello["token"], peer.hello["metadata"]) == ("secret", {"a": 1})
+        assert peer.hello["on_detach"] == "cancel"
         assert server.requests[0].headers["X-Tenant-ID"] == "acme"
         assert server.requests[0].headers["X-Other"] == "x"
 

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Acts on a due time that has passed, if it still holds.
 --
--- ARGV: kind, run id or '', max attempts, limits, node that calls, then the nodes that are alive
+-- ARGV: kind, run id or '', limits, node that calls, then the nodes that are alive
 -- Returns: an action and what it needs:
 --   {'nothing'}
 --   {'dispatch', run id, agent}
@@ -14,17 +14,18 @@
 --
 -- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
 -- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
--- answers), expiry (the session is dormant too long), home (does anybody count this open run?).
+-- answers), detach (no client is there, and the session wants none of its runs to go on then),
+-- expiry (the session is dormant too long), home (does anybody count this open run?).
 
 local DISPATCH_CAP_MS = 10000
 
 local kind, run_id = ARGV[1], ARGV[2]
-local limits = limits_of(ARGV[4])
+local limits = limits_of(ARGV[3])
 local member = due_member(kind, run_id)
 local at = redis.call('ZSCORE', K.due, member)
 if not at and kind == 'expiry' then
   local expired = get(K.expired, 'by', 'agent', 'created_ms', 'at_ms')
-  if expired.by ~= '' and expired.by == ARGV[5] then
+  if expired.by ~= '' and expired.by == ARGV[4] then
     return { 'expired', expired.agent, expired.created_ms, expired.at_ms }
   end
 end
@@ -43,7 +44,7 @@ if session.user == '' then
 end
 
 local alive = false
-for i = 6, #ARGV do
+for i = 5, #ARGV do
   alive = alive or session.home == ARGV[i]
 end
 -- A node asks itself, too: the answer by which it became home may have been lost.
@@ -54,20 +55,20 @@ if kind == 'home' then
     return forget()
   end
   set_due('home', run_id, now + limits.node_lease_ms)
-  return alive and session.home ~= ARGV[5] and { 'nothing' } or adopt
+  return alive and session.home ~= ARGV[4] and { 'nothing' } or adopt
 end
 
 if kind == 'expiry' then
   if session.open ~= '' or alive then
     set_due('expiry', '', now + limits.session_ttl_ms)
-    return session.home == ARGV[5] and adopt or { 'nothing' }
+    return session.home == ARGV[4] and adopt or { 'nothing' }
   end
   clear_due('input')
   session.state = 'ended'
   next_run(session, limits)
   redis.call('SPUBLISH', K.events, '!ended')
   redis.call('ZREM', K.due, member)
-  redis.call('HSET', K.expired, 'by', ARGV[5], 'agent', session.agent, 'created_ms',
+  redis.call('HSET', K.expired, 'by', ARGV[4], 'agent', session.agent, 'created_ms',
     session.created_ms, 'at_ms', int(now))
   redis.call('PEXPIRE', K.expired, AFTERLIFE_MS)
   redis.call('DEL', K.session, K.log, K.transcript, K.pending, K.ids, K.id_runs, K.finished,
@@ -82,6 +83,18 @@ if kind == 'input' then
   abandon_input(session, 'expired')
   local next_id = next_run(session, limits)
   return next_id ~= '' and { 'dispatch', next_id, session.agent } or { 'nothing' }
+end
+
+if kind == 'detach' then
+  redis.call('ZREM', K.due, member)
+  if session.open == '' then
+    return { 'nothing' }
+  end
+  for _, pending in ipairs(redis.call('LRANGE', K.pending, 0, -1)) do
+    redis.call('HSET', run_key(pending), 'cancelled', 1)
+  end
+  cancel_open(session, limits)
+  return { 'nothing' }
 end
 
 local run = get_run(run_id)
@@ -109,7 +122,7 @@ elseif kind == 'wait' and run.status == 'queued' then
   return end_with('wait')
 elseif kind == 'lease' and held then
   if run.ordinal ~= '0' or run.status == 'cancelling'
-    or tonumber(run.attempt) >= tonumber(ARGV[3]) then
+    or tonumber(run.attempt) >= limits.max_attempts then
     return end_with(run.status == 'cancelling' and 'cancelled' or 'worker_lost')
   end
   clear_due('lease', run_id)

@@ -15,6 +15,7 @@ if session.user ~= user then
   return refuse('session_not_found', 'no such session')
 end
 if session.state == 'ended' then
+  note_repetition()
   return { 'accepted', session.open, '', session.agent }
 end
 local target = run_id ~= '' and run_id or session.open
@@ -24,6 +25,7 @@ if conflict then
   return conflict
 end
 if known then
+  note_repetition()
   -- The answer may have been lost before the next run was dispatched.
   local waiting = session.open ~= ''
     and redis.call('HGET', run_key(session.open), 'status') == 'queued'

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- A worker makes a queued run its own.
 --
--- ARGV: run id, worker id, lease ms, run timeout ms, limits
+-- ARGV: run id, worker id, lease ms, run timeout ms, limits, restartable (1 or 0)
 -- Returns: attempt, user, agent, run input JSON, shared state JSON, metadata JSON, task, traceparent,
 --       deadline ms, now ms, cancelled, messages; or an empty array when it is not to be had
 -- Guarantees: queued -> running by compare-and-set, so one worker gets it; RUN_STARTED is written
@@ -25,7 +25,7 @@ if not again then
     or now + tonumber(timeout_ms)
   run.deadline_ms = int(deadline)
   redis.call('HSET', run_key(run_id), 'status', 'running', 'attempt', attempt, 'worker', worker,
-    'claimed_ms', int(now), 'deadline_ms', int(deadline))
+    'claimed_ms', int(now), 'deadline_ms', int(deadline), 'restartable', ARGV[6])
   if session.state ~= 'ended' then
     redis.call('HSET', K.session, 'state', 'running')
   end
@@ -39,4 +39,4 @@ if not again then
 end
 return { attempt, session.user, session.agent, run_input(run_id, run), session.shared_state,
   session.metadata, run.task, run.traceparent, run.deadline_ms, int(now),
-  run.status == 'cancelling' and 1 or 0, redis.call('LRANGE', K.transcript, 0, -1) }
+  run.status == 'cancelling' and 1 or 0, conversation(run) }

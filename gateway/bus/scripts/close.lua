@@ -13,6 +13,7 @@ if session.user ~= ARGV[1] then
   return refuse('session_not_found', 'no such session')
 end
 if session.state == 'ended' then
+  note_repetition()
   local ended = get(K.session, 'ended_ms', 'ended_by')
   local by_this_call = ended.ended_by == ARGV[2] and 1 or 0
   return { by_this_call, session.agent, session.created_ms, ended.ended_ms }

@@ -4,11 +4,13 @@
 -- ARGV: run id, attempt, ordinal (events of the run so far), by ('worker' or 'deadline'),
 --       kind letter, terminal event JSON, total output tokens or '', input tokens or '',
 --       interrupts JSON or '', pending tools JSON or '', shared state JSON or '', error code,
---       limits, then the run's messages, each as JSON
+--       limits, fresh run id, then the run's messages, each as JSON
 -- Returns: the session's next run to dispatch or '', its agent
 -- Guarantees: terminal event, transcript, journal, the session's state and its next run change in
 --       one step; fenced by attempt and ordinal, and a deadline must still be there and have
---       passed; the same call again changes nothing and answers the same.
+--       passed; the same call again changes nothing and answers the same. A restartable run that
+--       lost its worker is followed by a new one with the fresh id, at most so often that all of
+--       them together have as many attempts as one may have.
 
 local run_id, attempt, ordinal = unpack(ARGV, 1, 3)
 local by_worker = ARGV[4] == 'worker'
@@ -45,10 +47,13 @@ if ARGV[11] ~= '' then
   redis.call('HSET', K.session, 'shared_state', ARGV[11])
 end
 local messages = {}
-for i = 14, #ARGV do
+for i = 15, #ARGV do
   messages[#messages + 1] = ARGV[i]
 end
+local restart = ARGV[12] == 'worker_lost' and run.restartable == '1'
+  and tonumber(run.attempt) < limits.max_attempts
 local next_id = end_run(session, run_id, run, limits, { kind = ARGV[5], event = ARGV[6],
   out = rest, into = ARGV[8] ~= '' and ARGV[8] or '0', interrupts = ARGV[9],
-  pending_tools = ARGV[10], code = ARGV[12], messages = messages })
+  pending_tools = ARGV[10], code = ARGV[12], messages = messages,
+  restart_as = restart and ARGV[14] })
 return { next_id, session.agent }

@@ -66,6 +66,13 @@ local function clear_due(kind, run_id)
   redis.call('ZREM', K.due, due_member(kind, run_id))
 end
 
+-- When the session's runs are cancelled because no client is there: after the grace, and the time
+-- within which every node that has clients says so. `mode` is ZADD's: NX when a run is queued, XX
+-- when a node says so.
+local function set_detach_due(limits, mode)
+  redis.call('ZADD', K.due, mode, int(now + limits.resume_grace_ms * 4 / 3), due_member('detach'))
+end
+
 -- Every deadline that a run may have.
 local RUN_DUES = { 'dispatch', 'wait', 'lease', 'timeout', 'grace', 'home' }
 
@@ -81,26 +88,35 @@ local function publish(entries)
   redis.call('SPUBLISH', K.events, table.concat(entries, '\n'))
 end
 
+local function begin_epoch(session, fresh_epoch)
+  session.epoch = fresh_epoch
+  redis.call('HSET', K.session, 'epoch', fresh_epoch)
+  redis.call('SPUBLISH', K.events, '!reset ' .. fresh_epoch)
+end
+
 -- A tail below what somebody has seen means that Redis lost writes: a new epoch begins, and
 -- followers are told. `session` is brought up to date.
 local function detect_loss(session, seen_epoch, seen_seq, fresh_epoch)
   if seen_epoch ~= session.epoch or tonumber(seen_seq) <= tonumber(session.seq) then
     return false
   end
-  session.epoch = fresh_epoch
-  redis.call('HSET', K.session, 'epoch', fresh_epoch)
-  redis.call('SPUBLISH', K.events, '!reset ' .. fresh_epoch)
+  begin_epoch(session, fresh_epoch)
   return true
 end
 
--- Appends one event; `o` has out, into, role, task, claimed where they apply. Answers the entry
+-- What an agent chose, as one word of a header.
+local function header_word(text)
+  return text and string.match(text, '^[%w_.:-]+$') or '-'
+end
+
+-- Appends one event; `o` has out, into, role, task, claimed, code where they apply. Answers the entry
 -- (header LF frame), which the caller publishes.
 local function emit(epoch, run_id, kind, event, o)
   o = o or {}
   local seq = int(redis.call('HINCRBY', K.session, 'seq', 1))
   local entry = table.concat({
     seq, epoch, run_id, kind, int(now), o.out or '0', o.into or '0', o.role or '-', o.task or '-',
-    o.claimed and o.claimed ~= '' and o.claimed or '0',
+    o.claimed and o.claimed ~= '' and o.claimed or '0', o.code or '-',
   }, ' ') .. '\n{"type":"event","seq":' .. seq .. ',"ts":' .. int(now) .. ',"run_id":"' .. run_id
     .. '","event":' .. event .. '}'
   redis.call('XADD', K.log, seq .. '-0', 'e', entry)
@@ -190,14 +206,17 @@ local function run_input(run_id, run)
 end
 
 -- RUN_STARTED, and the run's new messages into the transcript: once, at the first claim or, for a
--- run that no worker ever got, at its end.
+-- run that no worker ever got, at its end. What a restarted run answers is in the transcript already.
 local function begin_run(session, run_id, run, limits)
-  if run.messages ~= '' then
+  local parent = ''
+  if run.restarts ~= '' then
+    parent = '","parentRunId":"' .. run.restarts
+  elseif run.messages ~= '' then
     add_messages(cjson.decode(run.message_list), limits.transcript_messages,
       limits.transcript_bytes)
   end
   local entry = emit(session.epoch, run_id, 'S', '{"type":"RUN_STARTED","threadId":"'
-    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. '","input":'
+    .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. parent .. '","input":'
     .. run_input(run_id, run) .. '}', { task = run.task })
   redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
     redis.call('HGET', K.session, 'seq'))
@@ -210,6 +229,9 @@ local function queue_run(run_id, limits)
   redis.call('HSET', run_key(run_id), 'status', 'queued', 'queued_ms', int(now), 'dispatches', 0)
   set_due('dispatch', run_id, now + limits.dispatch_retry_ms)
   set_due('wait', run_id, now + limits.queue_wait_ms)
+  if redis.call('HGET', K.session, 'on_detach') == 'cancel' then
+    set_detach_due(limits, 'NX')
+  end
   set_due('home', run_id, now + limits.node_lease_ms)
   return run_id
 end
@@ -227,7 +249,7 @@ local AFTERLIFE_MS = 3600 * 1000
 
 local function retire_session()
   redis.call('SPUBLISH', K.events, '!ended')
-  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'))
+  redis.call('ZREM', K.due, due_member('expiry'), due_member('input'), due_member('detach'))
   for _, name in ipairs({ 'session', 'log', 'transcript', 'pending', 'ids', 'id_runs', 'finished',
     'tool_results' }) do
     redis.call('PEXPIRE', K[name], AFTERLIFE_MS)
@@ -236,7 +258,8 @@ end
 
 local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
   'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
-  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches' }
+  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
+  'restarts', 'said' }
 
 local function get_run(run_id)
   return get(run_key(run_id), unpack(RUN_FIELDS))
@@ -258,7 +281,8 @@ local function write_end(session, run_id, run, limits, o)
     end
   end
   entries[#entries + 1] = emit(session.epoch, run_id, o.kind, o.event,
-    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms })
+    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms,
+      code = header_word(o.code) })
   publish(entries)
 
   -- What remains is what a repeated call asks for; the log and the transcript have the rest.
@@ -278,8 +302,8 @@ end
 
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
-    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'home_seq',
-    'made_by')
+    'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
+    'home_seq', 'made_by')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it
@@ -289,6 +313,7 @@ local function next_run(session, limits)
   while true do
     local run_id = redis.call('LPOP', K.pending)
     if not run_id then
+      clear_due('detach')
       return ''
     end
     local run = get_run(run_id)
@@ -300,8 +325,34 @@ local function next_run(session, limits)
   end
 end
 
+-- A new run ahead of the pending ones that answers what a lost one did not. It goes on counting its
+-- attempts, so that what kills every worker is given up.
+local function restart_run(session, run_id, run, limits, o)
+  create_run(o.restart_as, session, { frame_id = '', messages = run.messages,
+    message_list = run.message_list, fields = run.fields, resume = run.resume, task = run.task,
+    traceparent = run.traceparent })
+  redis.call('HSET', run_key(o.restart_as), 'attempt', run.attempt, 'restarts', run_id, 'said',
+    (tonumber(run.said) or 0) + #o.messages)
+  return queue_run(o.restart_as, limits)
+end
+
+-- What an agent is told: the transcript, the run's new messages last. What lost runs said to them
+-- stands behind them in the transcript, and is left out.
+local function conversation(run)
+  if run.restarts == '' then
+    return redis.call('LRANGE', K.transcript, 0, -1)
+  end
+  local own = cjson.decode(run.message_list)
+  local messages = redis.call('LRANGE', K.transcript, 0, -1 - tonumber(run.said) - #own)
+  for _, message in ipairs(own) do
+    messages[#messages + 1] = message
+  end
+  return messages
+end
+
 -- Ends the open run and moves the session on: to its question, or to its next run, which is answered
--- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools.
+-- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools, restart_as (the
+-- id of a run that takes this one's place).
 local function end_run(session, run_id, run, limits, o)
   write_end(session, run_id, run, limits, o)
   redis.call('HSET', K.session, 'open', '')
@@ -310,12 +361,16 @@ local function end_run(session, run_id, run, limits, o)
     retire_session()
     return ''
   end
+  if o.restart_as then
+    return restart_run(session, run_id, run, limits, o)
+  end
   local interrupts = o.interrupts or ''
   local pending_tools = o.pending_tools or ''
   if interrupts ~= '' or pending_tools ~= '' then
     redis.call('HSET', K.session, 'state', 'awaiting_input', 'interrupts', interrupts,
       'pending_tools', pending_tools, 'asked_by', run_id)
     set_due('input', '', now + limits.interrupt_ttl_ms)
+    clear_due('detach')
     return ''
   end
   redis.call('HSET', K.session, 'state', 'idle')
@@ -355,6 +410,12 @@ local function abandon_input(session, why)
     '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
 end
 
+-- WAIT speaks of the writes of its own connection, and a repeated call has nothing to write. With
+-- this it stands behind what the first call wrote, on another connection perhaps.
+local function note_repetition()
+  redis.call('HSET', K.session, 'repeated_ms', int(now))
+end
+
 -- What every command of a client begins with. Answers what the caller must return at once (a refusal,
 -- or the answer that this frame id got before), or nil. `run_id` is the run that the call would make:
 -- a known id with that very run is our own repetition after a lost answer, not the client's.
@@ -368,6 +429,7 @@ local function admit(session, o)
     return conflict
   end
   if known then
+    note_repetition()
     local status = known ~= '' and redis.call('HGET', run_key(known), 'status') or ''
     local answer = 'duplicate'
     if known == o.run_id then

@@ -304,7 +304,7 @@ async def test_fenced_stops_the_agent_and_sends_nothing(notice: str) -> None:
     async with playing(talk, recorder) as execution:
         await recorder.until(3)
         if notice == "by a renewal":
-            execution.fence()  # the lease ran out by our clock: Redis might still take our events
+            execution.fence()
         else:
             recorder.fenced = True
         await stopped.wait()
@@ -313,7 +313,124 @@ async def test_fenced_stops_the_agent_and_sends_nothing(notice: str) -> None:
     assert recorder.handed_back == 0
 
 
-async def test_redis_gone_for_longer_than_the_lease_stops_the_agent() -> None:
+class Stubborn:
+    """Swallows every cancellation, as `except BaseException` in a loop does by mistake."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+        self.turns = 0
+        self.tidied = False
+
+    async def run(self, run: Run) -> None:
+        await run.say("mine")
+        try:
+            while True:
+                try:
+                    self.turns += 1
+                    await asyncio.sleep(0.001)
+                except asyncio.CancelledError:
+                    self.cancelled += 1
+        finally:
+            self.tidied = True
+
+
+@pytest.mark.parametrize("why", ["its run is lost", "its worker stops", "it became too large"])
+async def test_an_agent_that_swallows_its_cancellation_is_let_go(
+    why: str, logged: list[str]
+) -> None:
+    """Guarantee 4: or it would keep its slot, and its worker from stopping, for ever."""
+    agent = Stubborn()
+    recorder = Recorder(max_events=3)
+    async with playing(agent.run, recorder, patience_s=0.05) as execution:
+        await recorder.until(3)
+        match why:
+            case "its run is lost":
+                execution.cancel()
+                execution.fence()
+            case "its worker stops":
+                execution.abandon()
+            case _:
+                execution._stream.add({"type": "CUSTOM", "name": "n", "value": 1})
+    turns = agent.turns
+    await asyncio.sleep(0.02)
+    assert agent.turns == turns, "none of its code runs any more"
+    assert agent.cancelled
+    assert agent.tidied
+    assert [line for line in logged if "ignores its cancellation" in line]
+    assert recorder.text == "mine"
+    codes = {"its run is lost": None, "its worker stops": "worker_lost"}
+    code = codes.get(why, "too_large")
+    assert (recorder.ending.code if recorder.ending else None) == code
+
+
+async def test_a_cancelled_agent_has_as_long_as_the_grace_to_clean_up(logged: list[str]) -> None:
+    """Others end the grace; until then the run is its own."""
+    recorder = Recorder()
+    started = asyncio.Event()
+
+    async def tidy(run: Run) -> None:
+        try:
+            started.set()
+            await until_cancelled()
+        finally:
+            await asyncio.sleep(0.1)
+            await run.say("tidied")
+
+    async with playing(tidy, recorder, patience_s=0.01) as execution:
+        await started.wait()
+        execution.cancel()
+    assert recorder.text == "tidied"
+    assert logged == []
+
+
+async def test_an_agent_that_cleans_up_in_time_is_not_let_go(logged: list[str]) -> None:
+    recorder = Recorder()
+    started, tidied = asyncio.Event(), asyncio.Event()
+
+    async def tidy(_run: Run) -> None:
+        try:
+            started.set()
+            await until_cancelled()
+        finally:
+            await asyncio.sleep(0.01)
+            tidied.set()
+
+    async with playing(tidy, recorder, patience_s=5) as execution:
+        await started.wait()
+        execution.fence()
+    assert tidied.is_set()
+    assert not [line for line in logged if "ignores" in line]
+
+
+async def test_an_agent_that_holds_on_to_everything_is_let_go_all_the_same(
+    logged: list[str],
+) -> None:
+    """Even to `GeneratorExit`."""
+    recorder = Recorder()
+    turns = exits = 0
+
+    async def hold(run: Run) -> None:
+        nonlocal turns, exits
+        await run.say("mine")
+        while exits < 2:  # Python throws it in once more when it throws the coroutine away
+            try:
+                turns += 1
+                await asyncio.sleep(0.001)
+            except asyncio.CancelledError:
+                pass
+            except GeneratorExit:
+                exits += 1
+
+    async with playing(hold, recorder, patience_s=0.01) as execution:
+        await recorder.until(3)
+        execution.fence()
+    held = turns
+    await asyncio.sleep(0.02)
+    assert turns == held
+    assert "the agent was let go in the middle of something\n" in logged
+
+
+async def test_redis_gone_until_the_deadline_of_the_run_stops_the_agent() -> None:
     recorder = Recorder()
     recorder.refuse = 10**9
 
@@ -321,10 +438,23 @@ async def test_redis_gone_for_longer_than_the_lease_stops_the_agent() -> None:
         await run.say("hello?")
         await until_cancelled()
 
-    lease_until = asyncio.get_running_loop().time() + 0.1
-    async with playing(talk, recorder, lease_until=lease_until):
+    async with playing(talk, recorder, given=claim(timeout_s=0.1)):
         pass
     assert recorder.calls == []
+    assert recorder.ending is None
+
+
+async def test_redis_gone_does_not_keep_a_worker_from_stopping() -> None:
+    recorder = Recorder()
+    recorder.refuse = 10**9
+
+    async def talk(run: Run) -> None:
+        await run.say("hello?")
+        await until_cancelled()
+
+    async with playing(talk, recorder) as execution:
+        await asyncio.sleep(0)
+        execution.abandon()
     assert recorder.ending is None
 
 

@@ -61,6 +61,16 @@ async def test_a_session_is_created(client, node):
     assert node.probe.facts == {"created": 1, "active": 1}
 
 
+async def test_what_becomes_of_runs_without_clients_is_said_at_the_creation(client, node):
+    body = {"agent_id": "demo", "on_detach": "cancel"}
+    response = await client.post("/api/v1/sessions", json=body)
+    assert response.status_code == 201
+    [session] = node.bus.sessions.values()
+    assert session.on_detach == "cancel"
+    response = await client.post("/api/v1/sessions", json={**body, "on_detach": "perhaps"})
+    assert_problem(response, 400, "bad_frame", "on_detach")
+
+
 async def test_without_user_and_tenant_it_is_the_anonymous_one(client):
     body = (await client.post("/api/v1/sessions", json={"agent_id": "demo"})).json()
     assert (body["tenant_id"], body["user_id"]) == ("default", "anonymous")
@@ -183,6 +193,7 @@ async def test_agents(client):
                 "slots": 8,
                 "busy": 3,
                 "queue_depth": 2,
+                "breaker": "closed",
             }
         ]
     }

@@ -12,6 +12,7 @@ from support.edges import Node, in_session, serving
 from support.raw import CLOSE, CONT, OPEN, PING, PONG, TEXT, close_frame, frame
 from websockets.exceptions import InvalidStatus
 
+from gateway.edges import http_protocol
 from gateway.edges import socket as edge_socket
 from gateway.edges.websocket import WebSocketEdge
 
@@ -208,6 +209,71 @@ async def test_a_missing_pong_is_closed_4408():
         assert (await client.rest()).endswith(close_frame(4408))
 
 
+async def test_a_slow_peer_that_still_drains_is_given_more_time():
+    """Its pong stands behind what it has not read yet."""
+    with socket.socket() as small:
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        small.setblocking(False)
+        async with serving(ws_ping_interval=0.2, ws_ping_timeout=0.4) as node:
+            await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", node.port))
+            async with in_session(node, sock=small, max_queue=1) as talk:
+                [key], [protocol] = node.bus.sessions, node.protocols
+                event = {"type": "CUSTOM", "value": "x" * 10_000}
+                for seq in range(1, 101):
+                    node.bus.append(event=event, key=key)
+                    await until(lambda seq=seq: node.hub.find(key).last_seq == seq)
+                slowest_s = 0.0
+                for seq in range(1, 101):
+                    assert (await talk.receive())["seq"] == seq
+                    await asyncio.sleep(0.03)  # 330 kB/s
+                    if protocol.pending_ping_payload:
+                        waiting_s = asyncio.get_running_loop().time() - protocol.ping_sent_at
+                        slowest_s = max(slowest_s, waiting_s)
+                assert slowest_s > 0.4, "the rule was not needed"
+
+
+async def test_a_peer_that_drains_nothing_is_closed_4408():
+    impatient = serving(ws_ping_interval=0.1, ws_ping_timeout=0.3)
+    async with impatient as node, raw.websocket(node.port) as client:
+        client.send(frame(TEXT, OPEN))
+        await until(lambda: node.probe.facts["connections default"])
+        [key], [protocol] = node.bus.sessions, node.protocols
+        while protocol.writable.is_set():
+            node.bus.append(event={"type": "CUSTOM", "value": "x" * 10_000}, key=key)
+            await asyncio.sleep(0)
+        await until(protocol.transport.is_closing)
+        assert (await client.rest()).endswith(close_frame(4408))
+
+
+async def test_the_kernel_keeps_little_of_what_a_peer_does_not_read(node):
+    """Or a thousand such peers would cost gigabytes that no count of ours shows."""
+    async with raw.websocket(node.port) as client:
+        client.send(frame(TEXT, OPEN))
+        await until(lambda: node.probe.facts["connections default"])
+        [key], [protocol] = node.bus.sessions, node.protocols
+        size_bytes = 0
+        while protocol.writable.is_set():
+            node.bus.append(event={"type": "CUSTOM", "value": "x" * 10_000}, key=key)
+            await asyncio.sleep(0.001)
+            size_bytes += 10_000
+        assert size_bytes < 512 * 1024
+
+
+async def test_endless_fragments_end(monkeypatch):
+    """However slowly they come: nobody needs so long for a message."""
+    monkeypatch.setattr(edge_socket, "MESSAGE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(edge_socket, "LINGER_S", 0.5)
+    async with serving() as node, raw.websocket(node.port) as client:
+        client.send(frame(TEXT, OPEN), frame(TEXT, b"{", fin=False))
+        async with asyncio.TaskGroup() as tasks:
+            said = tasks.create_task(client.rest())
+            while not client.reader.at_eof():
+                client.send(frame(CONT, fin=False))
+                await asyncio.sleep(0.05)
+        assert said.result().endswith(close_frame(4408))
+        await until(lambda: node.protocols == [])
+
+
 async def test_our_own_close_while_events_are_sent_is_no_fault_of_the_application(node):
     """The writer learns it as the end of the connection."""
     async with raw.websocket(node.port) as client:
@@ -217,7 +283,7 @@ async def test_our_own_close_while_events_are_sent_is_no_fault_of_the_applicatio
         while protocol.writable.is_set():
             node.bus.append(event={"type": "CUSTOM", "value": "x" * 10_000}, key=key)
             await asyncio.sleep(0)
-        protocol.keepalive_timeout()
+        protocol._fail(4408)
         assert (await client.rest()).endswith(close_frame(4408))
 
 
@@ -279,7 +345,7 @@ SLOW = {
 @pytest.mark.parametrize("kind", SLOW)
 async def test_a_request_that_does_not_come_is_not_waited_for(node, kind, monkeypatch):
     for name in ("HEAD_TIMEOUT_S", "BODY_TIMEOUT_S"):
-        monkeypatch.setattr(edge_socket, name, 0.2)
+        monkeypatch.setattr(http_protocol, name, 0.2)
     async with raw.connection(node.port) as client:
         client.send(SLOW[kind])
         started = time.monotonic()
@@ -289,7 +355,7 @@ async def test_a_request_that_does_not_come_is_not_waited_for(node, kind, monkey
 
 
 async def test_a_line_end_does_not_hold_an_idle_connection(node, monkeypatch):
-    monkeypatch.setattr(edge_socket, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     async with raw.connection(node.port) as client:
         client.send(GET, b"\r\n")
         await client.until(b'{"status":"ok"}')
@@ -298,7 +364,7 @@ async def test_a_line_end_does_not_hold_an_idle_connection(node, monkeypatch):
 
 
 async def test_several_requests_on_one_connection_each_have_their_time(node, monkeypatch):
-    monkeypatch.setattr(edge_socket, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.5)
     async with raw.connection(node.port) as client:
         for _ in range(4):
             client.send(GET)

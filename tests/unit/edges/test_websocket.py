@@ -323,10 +323,14 @@ async def test_a_client_that_does_not_read_is_cut_off_and_reads_its_code_if_it_w
             feed = node.hub.find(key)
             [attachment] = feed.attachments
             assert attachment.outbox.size_bytes <= 64 * 1024 + 20_000
+            slow, waiting_bytes = node.edge.outbound()
+            assert slow == 1, "the bystander is not"
+            assert attachment.outbox.size_bytes <= waiting_bytes < 512 * 1024
             async with asyncio.timeout(5):
                 while node.edge.open_sockets > 1:  # noqa: ASYNC110 - a state of the node
                     await asyncio.sleep(0.02)
             assert feed.attachments == set()
+            assert node.edge.outbound() == (0, 0)
             talk.socket.transport.resume_reading()
             assert await talk.closed() == 4503
             assert len(talk.unread) > 1

@@ -263,14 +263,16 @@ test_client_against_server = ClientAgainstServer.TestCase
 
 
 def test_a_new_session_is_opened_by_agent_and_then_followed_by_id() -> None:
-    core = ClientCore(agent="demo", token="t", metadata={"a": 1})
+    core = ClientCore(agent="demo", token="t", metadata={"a": 1}, on_detach="cancel")
     first = core.connected("o1", traceparent="00-x")
     assert (first.agent, first.session_id, first.token) == ("demo", None, "t")
     assert (first.metadata, first.traceparent) == ({"a": 1}, "00-x")
+    assert first.on_detach == "cancel"
     core.receive(opened(resumed=False))
     core.receive(Snapshot(Cursor("e", 3), []))
     again = core.connected("o2")
     assert (again.agent, again.session_id, again.metadata) == (None, "s", None)
+    assert again.on_detach == "continue"
     assert again.after == Cursor("e", 3)
 
 

@@ -1,64 +1,17 @@
 """A hub on a little bus, with clients that say what reached them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import msgspec
 import pytest
+from support.following import Client
 from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 
-from gateway.session.feed import Attachment
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.model import SessionKey
-from gateway.session.outbox import Outbox
 from gateway.session.wheel import Wheel
 from protocol.frames import Cursor
-
-
-class Client:
-    """A connection: its writer takes frame after frame from the outbox while it is `readable`."""
-
-    def __init__(self, hub: Hub, limit_bytes: int) -> None:
-        self.hub = hub
-        self.awake = asyncio.Event()
-        self.outbox = Outbox(self.awake.set, limit_bytes)
-        self.attachment: Attachment | None = None
-        self.frames: list[dict] = []
-        self.closed: int | None = None
-        self.writer: asyncio.Task | None = None
-        self.most_bytes = 0
-        self.readable = asyncio.Event()
-        self.readable.set()
-
-    async def write(self) -> None:
-        while True:
-            await self.awake.wait()
-            self.awake.clear()
-            self.most_bytes = max(self.most_bytes, self.outbox.size_bytes)
-            while self.outbox.size_bytes:
-                await self.readable.wait()
-                self.frames += map(msgspec.json.decode, self.outbox.take(1))
-            if self.outbox.close_code is not None:
-                self.closed = self.outbox.close_code
-                return
-            if self.outbox.pulling and self.attachment is not None:
-                await self.hub.catch_up(self.attachment)
-
-    @property
-    def seqs(self) -> list[int]:
-        """Seqs of the events that came after the last snapshot."""
-        seqs: list[int] = []
-        for frame in self.frames:
-            if frame["type"] == "snapshot":
-                seqs = []
-            elif frame["type"] == "event":
-                seqs.append(frame["seq"])
-        return seqs
-
-    @property
-    def kinds(self) -> list[str]:
-        return [frame["type"] for frame in self.frames]
 
 
 class World:
@@ -145,3 +98,9 @@ async def make_world(times: HubTimes | None = None) -> AsyncIterator[World]:
 async def world() -> AsyncIterator[World]:
     async with make_world() as made:
         yield made
+
+
+@pytest.fixture
+def world_of() -> Callable[[HubTimes], AbstractAsyncContextManager[World]]:
+    """A world with times of its own."""
+    return make_world

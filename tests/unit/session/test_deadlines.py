@@ -138,6 +138,20 @@ async def test_a_new_node_judges_no_lease_before_one_lease_has_passed(bench):
     assert bench.acted == {"timeout": 1, "lease": 1}
 
 
+async def test_nobody_is_said_to_have_left_before_one_grace_has_passed(bench):
+    """Neither after an interruption: while Redis was away no node could speak for its clients."""
+    bench.deadlines.add("detach", Advanced())
+    await bench.sweeps(120)
+    assert bench.acted == {}
+    bench.deadlines.down = True
+    await bench.sweeps(20)
+    bench.deadlines.down = False
+    await bench.sweeps(120)
+    assert bench.acted == {}
+    await bench.sweeps(1)
+    assert bench.acted == {"detach": 1}
+
+
 async def test_an_interruption_postpones_leases_and_nothing_else(bench):
     await bench.sweeps(40)
     bench.deadlines.down = True

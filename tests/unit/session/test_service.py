@@ -205,3 +205,23 @@ async def test_followers_that_missed_the_end_learn_it_from_a_refusal(world, serv
         await service.message(view, Message("m", "hi"))
     await world.settle()
     assert client.closed == 4410
+
+
+async def test_a_message_to_a_session_that_redis_lost_may_come_again(world, service):
+    """It is followed here, so it is made again; whoever does not follow it is told the truth."""
+    world.bus.make()
+    client = await world.join()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    del world.bus.sessions[KEY]
+    with pytest.raises(Refused) as refused:
+        await service.message(view, Message("m", "hi"))
+    assert refused.value.code == ErrorCode.UNAVAILABLE
+    await world.settle()
+    assert client.resets == ["writes_lost"]
+    assert (await service.message(view, Message("m", "hi"))).status == "accepted"
+    world.hub.detach(client.attachment)
+    await world.pass_time(121)
+    del world.bus.sessions[KEY]
+    with pytest.raises(Refused) as refused:
+        await service.message(view, Message("m2", "hi"))
+    assert refused.value.code == ErrorCode.SESSION_NOT_FOUND

@@ -26,9 +26,9 @@ def bus() -> LittleBus:
 async def snapshot(bus: LittleBus) -> dict:
     taken = await take_snapshot(bus, KEY)
     assert taken is not None
-    cursor, frame = taken
-    made = msgspec.json.decode(frame)
-    assert made["cursor"] == {"epoch": cursor.epoch, "seq": cursor.seq}
+    made = msgspec.json.decode(taken.frame)
+    assert made["cursor"] == msgspec.to_builtins(taken.cursor)
+    assert len(taken.frame) < 1024 * 1024, "more than many clients take"
     return made
 
 
@@ -82,11 +82,56 @@ async def test_what_follows_while_it_is_read_is_not_part_of_it(bus):
 async def test_pages_bounded_in_bytes_are_read_to_the_end(bus):
     """A page that is shorter than was asked for is not the last."""
     bus.append("S", {"type": "RUN_STARTED"})
-    for _ in range(30):
+    for _ in range(18):
         bus.append("E", delta("x" * 50_000))
     made = await snapshot(bus)
-    assert made["events"][-1] == delta("x" * 1_500_000)
-    assert bus.calls["read"] >= 6
+    assert made["events"][-1] == delta("x" * 900_000)
+    assert bus.calls["read"] >= 3
+
+
+async def test_an_open_run_that_is_too_large_follows_as_events(bus):
+    """Guarantee 5: a frame of 16 MiB for each socket would be no bound."""
+    message = {"id": "m1", "role": "user", "content": "hi"}
+    bus.sessions[KEY].messages.append(msgspec.json.encode(message))
+    bus.append("F")
+    bus.append("S", {"type": "RUN_STARTED"})
+    for _ in range(300):
+        bus.append("E", delta("x" * 50_000))
+    taken = await take_snapshot(bus, KEY)
+    assert taken is not None
+    assert (taken.cursor, taken.seen) == (Cursor("e1", 1), Cursor("e1", 302))
+    made = msgspec.json.decode(taken.frame)
+    assert made["cursor"] == {"epoch": "e1", "seq": 1}
+    assert made["events"] == [{"type": "MESSAGES_SNAPSHOT", "messages": [message]}]
+    assert bus.calls["read"] < 10, "it is not read to its end first"
+
+
+async def test_the_newest_messages_that_there_is_room_for(bus):
+    messages = [
+        {"id": f"m{number}", "role": "assistant", "content": "x" * 300_000} for number in range(6)
+    ]
+    bus.sessions[KEY].messages += map(msgspec.json.encode, messages)
+    bus.append("S", {"type": "RUN_STARTED"})
+    bus.append("E", delta("x" * 100_000))
+    taken = await take_snapshot(bus, KEY)
+    assert taken is not None
+    assert len(taken.frame) < 1024 * 1024
+    assert taken.cursor == Cursor("e1", 0), "both do not fit"
+    [event] = msgspec.json.decode(taken.frame)["events"]
+    assert event["messages"] == messages[-3:]
+
+
+@pytest.mark.parametrize(
+    "content", ["\x01" * 3_000_000, [{"type": "text", "text": "x" * 3_000_000}]]
+)
+async def test_a_newest_message_that_is_too_large_is_shortened_and_says_so(bus, content):
+    message = {"id": "m1", "role": "assistant", "content": content, "toolCalls": []}
+    bus.sessions[KEY].messages.append(msgspec.json.encode(message))
+    [event] = (await snapshot(bus))["events"]
+    [shown] = event["messages"]
+    assert shown["metadata"] == {"truncated": True}
+    assert (shown["id"], shown["role"]) == ("m1", "assistant")
+    assert shown["content"] == (content[:61440] if isinstance(content, str) else "")
 
 
 async def test_a_log_that_is_trimmed_meanwhile_is_read_anew(bus):
@@ -151,4 +196,4 @@ async def test_the_cursor_is_of_the_log(bus):
         bus.append()
     taken = await take_snapshot(bus, KEY)
     assert taken is not None
-    assert taken[0] == Cursor("e1", 3)
+    assert taken.cursor == taken.seen == Cursor("e1", 3)

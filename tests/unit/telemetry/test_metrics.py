@@ -3,6 +3,7 @@
 import pytest
 from aioprometheus.collectors import Registry
 
+from gateway.session.breaker import Breaker
 from gateway.session.ports import Probe
 from gateway.telemetry import catalogue
 from gateway.telemetry.catalogue import PREFIX
@@ -41,6 +42,13 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "message_processing_seconds": ("Histogram", ("tenant_id", "role")),
         "tokens_total": ("Counter", ("tenant_id", "agent_id", "type")),
         "draining": ("Gauge", ()),
+        "slow_consumers": ("Gauge", ()),
+        "outbound_buffer_bytes": ("Gauge", ()),
+        "pubsub_gaps_total": ("Counter", ()),
+        "pubsub_repaired_events_total": ("Counter", ()),
+        "circuit_breaker_state": ("Gauge", ("service",)),
+        "service_consecutive_failures": ("Gauge", ("service",)),
+        "service_failure_streaks_total": ("Counter", ("service",)),
         "metric_label_overflow_total": ("Counter", ()),
         "build_info": ("Gauge", ("version",)),
     }
@@ -220,3 +228,42 @@ def test_counters_histograms_and_build_info_are_never_removed(telemetry: Telemet
         last = telemetry.render()[0]
     gone = set(first.splitlines()) - set(last.splitlines())
     assert gone == {f'{PREFIX}websocket_connections_active{{tenant_id="acme"}} 0'.encode()}
+
+
+def test_a_streak_is_counted_once_and_from_four_failures_on():
+    telemetry = Telemetry(version="1")
+    telemetry.session("acme", "demo")
+    service = {"service": "agent:demo"}
+    assert value(telemetry, "service_failure_streaks_total", service) == 0
+    for failures in (1, 2, 3):
+        telemetry.breaker_moved("agent:demo", 0, failures)
+    assert value(telemetry, "service_failure_streaks_total", service) == 0
+    for failures in (4, 5, 6):
+        telemetry.breaker_moved("agent:demo", 2, failures)
+    assert value(telemetry, "service_failure_streaks_total", service) == 1
+    assert value(telemetry, "service_consecutive_failures", service) == 6
+    assert value(telemetry, "circuit_breaker_state", service) == 2
+    telemetry.breaker_moved("agent:demo", 0, 0)
+    telemetry.breaker_moved("agent:demo", 0, 4)
+    assert value(telemetry, "service_failure_streaks_total", service) == 2
+    assert value(telemetry, "circuit_breaker_state", service) == 0
+
+
+def test_a_breaker_of_the_node_is_shown_from_the_start():
+    telemetry = Telemetry(version="1")
+    breaker = Breaker(lambda: 0.0, threshold=1)
+    telemetry.follow("redis", breaker)
+    assert value(telemetry, "circuit_breaker_state", {"service": "redis"}) == 0
+    breaker.fail()
+    assert value(telemetry, "circuit_breaker_state", {"service": "redis"}) == 2
+    breaker.probe()
+    assert value(telemetry, "circuit_breaker_state", {"service": "redis"}) == 1
+
+
+def test_agents_past_the_bound_share_a_service():
+    telemetry = Telemetry(version="1", max_agents=1)
+    for agent in ("first", "second"):
+        telemetry.session("acme", agent)
+        telemetry.breaker_moved(f"agent:{agent}", 2, 5)
+    assert value(telemetry, "circuit_breaker_state", {"service": "agent:other"}) == 2
+    assert count(telemetry, "circuit_breaker_state") == 2

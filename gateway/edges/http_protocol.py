@@ -1,0 +1,129 @@
+"""What uvicorn's HTTP protocol lacks against a peer that means no good, or is merely broken: a head
+that never ends, or never comes, is bounded in bytes and in time.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.edges.socket import SLICE_BYTES
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+HEAD_BYTES = 64 * 1024
+"""Bound of a request without its body: request line, headers, chunk sizes, trailers."""
+
+HEAD_TIMEOUT_S = 10.0
+"""From the connection, or the first byte of a further request, to the end of its headers."""
+
+BODY_TIMEOUT_S = 30.0
+"""From the end of the headers to the end of the body."""
+
+MAX_PIPELINED = 16
+"""How many requests may wait on one connection for the answer to the one before."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with bounds on what precedes and surrounds a request's body.
+
+    To be given to uvicorn as `http=HttpProtocol`.
+    """
+
+    def __init__(
+        self,
+        config: "Config",
+        server_state: "ServerState",
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """As uvicorn calls it."""
+        super().__init__(config, server_state, app_state, _loop)
+        self._head_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._upgraded = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """As asyncio calls it."""
+        super().connection_made(transport)
+        self._expect_within(HEAD_TIMEOUT_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio calls it."""
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio calls it; a head is parsed no further than it may be long."""
+        if self.timeout_keep_alive_task is not None:  # the next request begins, if only by a CRLF
+            self._expect_within(HEAD_TIMEOUT_S)
+        for start in range(0, len(data), SLICE_BYTES):
+            if self._upgraded or self.transport.is_closing():
+                return
+            piece = data[start : start + SLICE_BYTES]
+            self._head_bytes += len(piece)
+            super().data_received(piece)
+            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                self._refuse_head()
+
+    def handle_websocket_upgrade(self) -> None:
+        """The connection is another protocol's from now on."""
+        self._upgraded = True
+        self._expect_nothing()
+        super().handle_websocket_upgrade()
+
+    # --- as the parser calls it -------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._expect_within(HEAD_TIMEOUT_S)
+
+    def on_headers_complete(self) -> None:
+        """A head is complete.
+
+        Raises:
+            ConnectionError: too many wait already; the parser makes it a bad request.
+        """
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ConnectionError("too many requests on one connection")
+        self._expect_within(BODY_TIMEOUT_S)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body, which is the application's to bound."""
+        self._head_bytes -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        self._head_bytes = 0
+        self._expect_nothing()
+        super().on_message_complete()
+
+    # --- bounds -----------------------------------------------------------------------------------
+
+    def _refuse_head(self) -> None:
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n")
+        self.transport.close()
+
+    def _expect_within(self, timeout_s: float) -> None:
+        self._expect_nothing()
+        self._deadline = self.loop.call_later(timeout_s, self._give_up)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if self.flow.read_paused:  # by ourselves: the peer is not late
+            self._expect_within(HEAD_TIMEOUT_S)
+        else:
+            self.transport.abort()

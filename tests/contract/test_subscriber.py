@@ -1,0 +1,149 @@
+"""The subscriber: found when it is silent, restored in batches, and known to readiness."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from support.bus import connected_bus, cut_subscribers, running_server
+from support.deaf import deafening
+from support.following import Client, following, until
+from support.talk import Talk
+
+from gateway.app import Node
+from gateway.bus import notices
+from gateway.bus.bus import Bus
+from gateway.session.hub import HubTimes
+from gateway.session.model import Limits, LogPage, SessionKey
+from protocol.frames import Cursor
+
+UNCHECKED = HubTimes(check_running_s=1000, check_idle_s=1000)
+"""No position checks: what is found must be found otherwise."""
+
+
+@pytest.fixture(scope="module")
+def single_url() -> Iterator[str]:
+    with running_server() as url:
+        yield url
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices, "_PROBE_S", 0.1)
+    monkeypatch.setattr(notices, "_ECHO_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(notices, "_CONFIRM_TIMEOUT_S", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_silent_subscriber_is_probed_and_made_anew(single_url: str, tmp_path: Path) -> None:
+    async with deafening(single_url, tmp_path) as (way, url), connected_bus(url) as bus:
+        async with following(bus, times=UNCHECKED) as node:
+            talk = Talk(bus)
+            await talk.open()
+            client = await node.join(talk.key)
+            claim = await talk.running()
+            await until(lambda: client.seqs == [1])
+            way.mute()
+            await talk.append(claim, 0, "A", "B")
+            await until(lambda: client.seqs == [1, 2, 3])
+            await talk.append(claim, 2, "C")
+            await until(lambda: client.seqs == [1, 2, 3, 4])
+        assert way.subscribers == 2
+        assert node.probe.facts["repaired"] == 2
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_subscriber_that_hears_is_left_alone(bus: Bus) -> None:
+    """On a cluster, too, where the probe must come back from the server of its channel."""
+    async with following(bus, times=UNCHECKED) as node:
+        talk = Talk(bus)
+        await talk.open()
+        client = await node.join(talk.key)
+        reads_before = node.probe.facts["repaired"]
+        await asyncio.sleep(1)  # ten probes
+        await talk.running()
+        await until(lambda: client.seqs == [1])
+        assert node.probe.facts["repaired"] == reads_before, "it was restored, and so not silent"
+        assert bus.notices.up
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_without_its_subscriber_is_not_ready(single_url: str, tmp_path: Path) -> None:
+    async with (
+        deafening(single_url, tmp_path) as (way, url),
+        connected_bus(url) as bus,
+        asyncio.TaskGroup() as tasks,
+    ):
+        node = Node(bus, Limits())
+        parts = node.background()
+        parts.pop(0).close()  # the subscriber runs already
+        running = [tasks.create_task(part) for part in parts]
+        transport = httpx.ASGITransport(app=node.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+
+            async def answers(code: int, word: str) -> None:
+                async with asyncio.timeout(20):
+                    while (  # noqa: ASYNC110
+                        got := await http.get("/health/readiness")
+                    ).status_code != code:
+                        await asyncio.sleep(0.05)
+                    assert got.json() == {"status": word, "checks": {"redis": word}}
+
+            await answers(200, "ok")
+            way.deaf = True
+            await answers(503, "error")
+            way.deaf = False
+            await answers(200, "ok")
+        for task in running:
+            task.cancel()
+
+
+class Stalls:
+    """For how long the event loop let nobody else have a turn."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+
+    async def watch(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            self.longest_s = max(self.longest_s, time.perf_counter() - before)
+
+
+async def test_two_thousand_sessions_are_read_again_without_stalling_the_loop(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an interruption of the subscriber each may have missed something."""
+    read_again: set[SessionKey] = set()
+    read = bus.sessions.read
+
+    async def noted(key: SessionKey, after: Cursor, count: int) -> LogPage:
+        read_again.add(key)
+        return await read(key, after, count)
+
+    talks = [Talk(bus) for _ in range(2000)]
+    async with following(bus, times=UNCHECKED) as node:
+        limit = asyncio.Semaphore(32)
+
+        async def join(talk: Talk) -> tuple[Talk, Client]:
+            async with limit:
+                await talk.open()
+                return talk, await node.join(talk.key)
+
+        joined = await asyncio.gather(*map(join, talks))
+        spoken = joined[::20]
+        monkeypatch.setattr(bus.sessions, "read", noted)
+        stalls = Stalls()
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(stalls.watch())
+            await cut_subscribers(bus.client)
+            for talk, _ in spoken:
+                await talk.running()
+            await until(lambda: all(client.seqs == [1] for _, client in spoken))
+            await until(lambda: len(read_again) == len(talks))
+            watching.cancel()
+        print(f"longest stall {stalls.longest_s * 1000:.0f} ms")  # with `pytest -s`
+        assert stalls.longest_s < 1.0
