@@ -198,7 +198,8 @@ class Feed:
             for entry in pushed:
                 self._offer(entry)
         elif pushed.name == "home":
-            self.ask_home()
+            if self.attachments:  # where nobody has any, an open run's due time finds a home
+                self.ask_home()
         else:  # `reset`, `ended`: the log says the rest
             self.over = self.over or pushed.name == "ended"
             self.look()
