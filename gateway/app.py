@@ -27,6 +27,7 @@ from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
+from gateway.session.endings import Endings
 from gateway.session.errors import Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
@@ -124,12 +125,15 @@ class Node:
             grace_s=limits.resume_grace_s,
             node_lease_s=limits.node_lease_s,
         )
+        self._endings = Endings(
+            sessions=bus.sessions, probe=telemetry, clock=time.monotonic, report=report
+        )
         service = SessionService(
             sessions=bus.sessions,
             queue=bus.runs,
             directory=bus.directory,
             hub=self._hub,
-            probe=telemetry,
+            endings=self._endings,
             node=self.node_id,
             now_ms=now_ms,
         )
@@ -165,6 +169,7 @@ class Node:
             self._hub.run(),
             self._beat.run(),
             self._sweep.run(),
+            self._endings.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]

@@ -81,6 +81,7 @@ class RedisSessions:
         dead_home: str = "",
         on_detach: OnDetach = "continue",
         attending: bool = False,
+        digest: str = "",
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
         answer = await self._call(
@@ -95,6 +96,7 @@ class RedisSessions:
             self._limits,
             on_detach,
             int(attending),
+            digest,
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (
@@ -102,7 +104,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[13::2], answer[14::2], strict=True)
+            for run_id, status in zip(answer[14::2], answer[15::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -115,6 +117,7 @@ class RedisSessions:
             pending_tools=msgspec.json.decode(answer[10] or b"[]", type=list[str]),
             home=home,
             home_seq=int(answer[12]),
+            made_here=bool(answer[13]),
             created_ms=int(created_ms),
             created=bool(created),
             homed=bool(homed),
@@ -169,9 +172,12 @@ class RedisSessions:
         answer = await self._command("cancel", key, user, run_id or "", frame_id, self._limits)
         return _accepted(key, answer)
 
-    async def close(self, key: SessionKey, user: str) -> Closed:
+    async def close(
+        self, key: SessionKey, user: str, *, call_id: str = "", again: bool = False
+    ) -> Closed:
         """Ends the session; its open run is cancelled."""
-        answer = await self._command("close", key, user, uuid4().hex, self._limits)
+        call_id = call_id or uuid4().hex
+        answer = await self._command("close", key, user, call_id, self._limits, int(again))
         completed, agent, created_ms, ended_ms = answer
         return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 

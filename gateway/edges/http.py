@@ -1,6 +1,7 @@
 """`/api/v1`: sessions and agents, for programs without a socket."""
 
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Annotated, Any
 
 import msgspec
@@ -37,6 +38,7 @@ class SessionCreate(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(SessionCreate).decode
+_canonical = msgspec.json.Encoder(order="sorted").encode
 
 
 def routes(
@@ -60,10 +62,13 @@ def routes(
                     body.metadata,
                     session_id=idempotent_id(who, request.headers),
                     on_detach=body.on_detach,
+                    digest=digest(body),
                 )
             except Refused as refused:
                 if refused.param == "agent":
                     refused.param = "agent_id"
+                elif refused.code == ErrorCode.ID_CONFLICT:
+                    refused.param = "Idempotency-Key"
                 raise
             with log_context(session_id=view.key.session_id):
                 logger.bind(agent_id=view.agent, user_id=view.user).info("session created")
@@ -125,6 +130,12 @@ def parse(body: bytes) -> SessionCreate:
     except ProtocolError as error:
         raise Refused(error.code, error.message) from None
     return decoded
+
+
+def digest(body: SessionCreate) -> str:
+    """What the body asks for: equal for equal content, however it was spelled."""
+    content = msgspec.structs.replace(body, user_id=None)  # which can only be the caller
+    return sha256(_canonical(content)).hexdigest()[:32]
 
 
 def idempotent_id(who: Principal, headers: Headers) -> str | None:

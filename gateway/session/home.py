@@ -64,6 +64,8 @@ class Homes:
         feed.home_node = view.home
         feed.home_asked_at = now
         if view.home == self._node:
+            if view.made_here and not feed.home:
+                feed.probe.created()
             feed.take_home(view.home_seq)
         else:
             feed.lose_home(view.home_seq)

@@ -9,7 +9,7 @@ reads the log for it (`catch_up`), so it delays nobody.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.checks import Checks
@@ -367,7 +367,7 @@ class Hub:
             self._finish(feed, CloseCode.SESSION_ENDED)
             return
         feed.restart(view.cursor)
-        self.adopt(view)
+        self.adopt(replace(view, made_here=False))  # it was counted when it was created
 
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)

@@ -81,6 +81,7 @@ class SessionView:
         pending_tools: ids of client tool calls that await a result.
         home: the node that counts it, or an empty string.
         home_seq: that node counts what comes after it.
+        made_here: the caller created it, and has been its home ever since.
         created: True when this very call created it.
         homed: True when this very call made the caller its home.
         on_detach: what happens to its runs when nobody follows it for the resume grace.
@@ -96,6 +97,7 @@ class SessionView:
     pending_tools: list[str] = field(default_factory=list[str])
     home: str = ""
     home_seq: int = 0
+    made_here: bool = False
     created_ms: int = 0
     created: bool = False
     homed: bool = False
@@ -225,7 +227,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The session is over. `completed` is True for the one call that made it so."""
+    """The session is over. `completed` is True for the one call that made it so.
+
+    `ended_ms` is 0 when it is not over, as a call that only asks may find.
+    """
 
     completed: bool
     agent: str

@@ -50,12 +50,15 @@ class Sessions(Protocol):
         dead_home: str = "",
         on_detach: OnDetach = "continue",
         attending: bool = False,
+        digest: str = "",
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none.
 
         `dead_home` names a node that is known to be dead: its home is taken over. `attending` says
         that the node has clients on the session: a session that was created with `on_detach`
         `cancel` keeps its open run only while some node says so, at least once a resume grace.
+        `digest` is of what is to be created: a session that was made of something else is
+        `id_conflict`.
         """
         ...
 
@@ -72,8 +75,13 @@ class Sessions(Protocol):
         """
         ...
 
-    async def close(self, key: SessionKey, user: str) -> Closed:
-        """Ends the session; its open run is cancelled."""
+    async def close(
+        self, key: SessionKey, user: str, *, call_id: str = "", again: bool = False
+    ) -> Closed:
+        """Ends the session; its open run is cancelled.
+
+        `again` ends nothing, it only tells what became of the call of that id.
+        """
         ...
 
     async def read(

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.session.breaker import BreakerState
+from gateway.session.endings import Endings
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.hub import Hub
 from gateway.session.ids import uuid7
@@ -20,7 +21,7 @@ from gateway.session.model import (
     SessionKey,
     SessionView,
 )
-from gateway.session.ports import Directory, Probe, RunQueue, Sessions
+from gateway.session.ports import Directory, RunQueue, Sessions
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
 from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
@@ -42,7 +43,7 @@ class SessionService:
         queue: RunQueue,
         directory: Directory,
         hub: Hub,
-        probe: Probe,
+        endings: Endings,
         node: str,
         now_ms: Callable[[], int],
     ) -> None:
@@ -50,7 +51,7 @@ class SessionService:
         self._queue = queue
         self._directory = directory
         self._hub = hub
-        self._probe = probe
+        self._endings = endings
         self._node = node
         self._now_ms = now_ms
 
@@ -62,21 +63,25 @@ class SessionService:
         *,
         session_id: str | None = None,
         on_detach: OnDetach = "continue",
+        digest: str = "",
     ) -> SessionView:
-        """A new session; with a `session_id` given, the one that an earlier call made."""
+        """A new session; with a `session_id` given, the one that an earlier call made.
+
+        That call must have asked for the same, by `digest`, or it is an `id_conflict`.
+        """
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
         view = await self._sessions.open(
-            key, who.user, node=self._node, agent=agent, metadata=metadata, on_detach=on_detach
+            key,
+            who.user,
+            node=self._node,
+            agent=agent,
+            metadata=metadata,
+            on_detach=on_detach,
+            digest=digest,
         )
         self._hub.adopt(view)
-        if view.created:
-            self._probe.session(key.tenant, view.agent).created()
-        elif view.agent != agent:
-            raise Refused(
-                ErrorCode.ID_CONFLICT, "this session was created for another agent", param="agent"
-            )
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
@@ -149,10 +154,7 @@ class SessionService:
 
     async def close(self, view: SessionView, frame: Close) -> Ack:
         """Ends the session."""
-        closed = await self._sessions.close(view.key, view.user)
-        if closed.completed:
-            seconds = max(0, closed.ended_ms - closed.created_ms) / 1000
-            self._probe.session(view.key.tenant, closed.agent).completed("completed", seconds)
+        await self._endings.close(view.key, view.user)
         return Ack(frame.id, "accepted")
 
     def agent_state(self, who: Principal, agent: str) -> BreakerState:

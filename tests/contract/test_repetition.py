@@ -1,5 +1,6 @@
 """A call whose answer was lost is repeated: it takes effect once, and tells the truth twice."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,25 @@ async def test_a_session_is_created_and_homed_once_by_a_repeated_open(lossy: Tal
 async def test_a_session_is_completed_once_by_a_repeated_close(talk: Talk, lossy: Talk) -> None:
     assert (await lossy.bus.sessions.close(talk.key, talk.user)).completed
     assert not (await talk.bus.sessions.close(talk.key, talk.user)).completed
+
+
+async def test_who_did_not_hear_that_it_ended_a_session_may_ask(talk: Talk) -> None:
+    """Guarantee 9."""
+    sessions = talk.bus.sessions
+    asked = await sessions.close(talk.key, talk.user, call_id="c1", again=True)
+    assert (asked.completed, asked.ended_ms) == (False, 0)
+    assert await talk.state() == "idle", "asking ends nothing"
+    ended = await sessions.close(talk.key, talk.user, call_id="c1")
+    assert ended.completed
+    assert await sessions.close(talk.key, talk.user, call_id="c1", again=True) == ended
+    assert not (await sessions.close(talk.key, talk.user, call_id="c2", again=True)).completed
+
+
+async def test_a_session_closed_by_many_at_once_is_completed_by_one(talk: Talk) -> None:
+    """Guarantee 9."""
+    close = talk.bus.sessions.close
+    closed = await asyncio.gather(*(close(talk.key, talk.user) for _ in range(20)))
+    assert sum(one.completed for one in closed) == 1
 
 
 async def test_a_lost_answer_of_every_call_of_a_run(lossy: Talk) -> None:

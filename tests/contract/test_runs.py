@@ -283,6 +283,7 @@ async def test_a_home_begins_where_the_one_before_left_or_died(talk: Talk) -> No
     assert (await talk.open(node="node-b")).home_seq == 2
     assert (await talk.open(node="node-b")).home_seq == 2, "asking again changes nothing"
     await talk.append(claim, 4, "E")
+    assert (await talk.open(node="node-b", dead_home="node-b")).home_seq == 2, "it knows better"
     taken = await talk.open(node="node-c", dead_home="node-b")
     assert (taken.home, taken.home_seq) == ("node-c", 6)
     assert (await talk.open(node="node-b")).home_seq == 6, "so who woke knows what was its own"
@@ -293,6 +294,19 @@ async def test_creating_a_session_twice_creates_it_once(bus: Bus) -> None:
     assert (await talk.open()).created
     again = await talk.open()
     assert (again.created, again.homed) == (False, False)
+    assert again.made_here, "for the node may not have heard of the first answer"
+    await bus.sessions.leave(talk.key, talk.node, counted_seq=0)
+    assert not (await talk.open()).made_here, "who left had counted it"
+
+
+async def test_a_session_of_a_given_id_is_made_of_what_was_asked_for_first(bus: Bus) -> None:
+    talk = Talk(bus)
+    assert (await talk.open(digest="one")).created
+    assert not (await talk.open(digest="one")).created
+    with pytest.raises(Refused) as caught:
+        await talk.open(digest="two")
+    assert caught.value.code is ErrorCode.ID_CONFLICT
+    assert (await talk.open(agent=None)).agent == talk.agent, "who follows it says nothing of it"
 
 
 async def test_every_push_is_what_stands_in_the_log(talk: Talk) -> None:

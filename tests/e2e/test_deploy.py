@@ -12,6 +12,7 @@ from gateway.client import Session, connect
 from gateway.client.keeper import Lost
 from protocol.cursor import Deliver, Replace
 
+ACTIVE = 'nooble_orchestrator_sessions_active{tenant_id="default"}'
 GONE = 1006
 RESTARTS = 1012
 
@@ -122,6 +123,13 @@ async def test_a_rolling_deploy_costs_no_event_and_no_error(folder: Path) -> Non
                 assert code == 0
                 assert time.monotonic() - told_at[-1] < window_s + 8
                 await asyncio.to_thread(stack.start_node, number)
+
+            def counted() -> float:
+                return sum(stack.metrics(number).get(ACTIVE, 0) for number in (0, 1))
+
+            async with asyncio.timeout(10):  # homes were passed on, not only left
+                while await asyncio.to_thread(counted) != clients:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
             deployed.set()
         assert all(watcher.whole for watcher in watchers)
         lost = [code for watcher in watchers for code in watcher.lost]

@@ -21,6 +21,7 @@ from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.problem import on_http_exception
 from gateway.edges.socket import WebSocketProtocol
+from gateway.session.endings import Endings
 from gateway.session.hub import Hub
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
@@ -45,12 +46,15 @@ class Node:
             wheel=self.wheel,
             report=self.report,
         )
+        endings = Endings(
+            sessions=self.bus, probe=self.probe, clock=time.monotonic, report=self.report
+        )
         service = SessionService(
             sessions=self.bus,
             queue=self.bus,
             directory=self.bus,
             hub=self.hub,
-            probe=self.probe,
+            endings=endings,
             node="n1",
             now_ms=lambda: 5000,
         )

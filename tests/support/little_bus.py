@@ -44,6 +44,7 @@ PAGE_BYTES = 256 * 1024
 class Session:
     user: str
     agent: str
+    made_of: str = ""
     epoch: str = "e1"
     log: list[bytes] = field(default_factory=list)
     trimmed: int = 0
@@ -53,8 +54,10 @@ class Session:
     run_from: int = 0
     home: str = ""
     home_seq: int = 0
+    made_by: str = ""
     ended: bool = False
     on_detach: OnDetach = "continue"
+    ended_by: str = ""
     ids: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     lost_runs: set[str] = field(default_factory=set)
@@ -110,9 +113,14 @@ class LittleBus:
         agent: str,
         home: str = "",
         on_detach: OnDetach = "continue",
+        made_of: str = "",
+        made_by: str = "",
     ) -> Session:
         self.made[key] += 1
-        session = Session(user, agent, epoch=f"e{self.made[key]}", home=home, on_detach=on_detach)
+        epoch = f"e{self.made[key]}"
+        session = Session(
+            user, agent, made_of, epoch, home=home, made_by=made_by, on_detach=on_detach
+        )
         self.sessions[key] = session
         return session
 
@@ -203,17 +211,20 @@ class LittleBus:
         dead_home: str = "",
         on_detach: OnDetach = "continue",
         attending: bool = False,
+        digest: str = "",
     ) -> SessionView:
         await self._call("open")
         self.calls["attend"] += attending
         created = agent is not None and key not in self.sessions
         if created:
-            self._make(key, user, agent, on_detach=on_detach)
+            self._make(key, user, agent, node, on_detach, digest, node)
         session = self._find(key, user)
-        homed = session.home in ("", dead_home)
+        if digest and session.made_of != digest:
+            raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
+        homed = session.home == "" or (session.home == dead_home != node)
         if homed:
             session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
-            session.home = node
+            session.home, session.made_by = node, ""
         runs = [RunInfo(session.open_run, "running")] if session.open_run else []
         return SessionView(
             key=key,
@@ -224,6 +235,7 @@ class LittleBus:
             runs=runs,
             home=session.home,
             home_seq=session.home_seq,
+            made_here=session.made_by == node,
             created_ms=1_700_000_000_000,
             created=created,
             homed=homed,
@@ -254,14 +266,19 @@ class LittleBus:
         session.ids[frame_id] = (target, "cancel")
         return Accepted("accepted", target, None, session.agent)
 
-    async def close(self, key: SessionKey, user: str) -> Closed:
+    async def close(
+        self, key: SessionKey, user: str, *, call_id: str = "", again: bool = False
+    ) -> Closed:
         await self._call("close")
         session = self.sessions[key]
-        first = not session.ended
-        self.end(key)
+        if again and not session.ended:
+            return Closed(False, session.agent, 1000, 0)
+        if not session.ended:
+            session.ended_by = call_id
+            self.end(key)
         for _ in range(20):  # the push may be there long before the answer
             await asyncio.sleep(0)
-        return Closed(first, session.agent, 1000, 61_000)
+        return Closed(session.ended_by == call_id, session.agent, 1000, 61_000)
 
     async def read(
         self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
@@ -310,7 +327,7 @@ class LittleBus:
         session = self.sessions.get(key)
         if session is None or session.home != node:
             return False
-        session.home, session.home_seq = "", counted_seq
+        session.home, session.home_seq, session.made_by = "", counted_seq, ""
         self.push(b"!home", key)
         return True
 

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
 -- Ends a session. An open run is cancelled, pending ones end after it.
 --
--- ARGV: user, id of this call, limits
--- Returns: completed (1 for the one call that ended it, and its repetitions), agent, created_ms, ended_ms
+-- ARGV: user, id of this call, limits, 1 to ask only what became of the call
+-- Returns: completed (1 for the one call that ended it, and its repetitions), agent, created_ms,
+--       ended_ms (0: it is not over)
 -- Guarantees: nothing is accepted afterwards; every run still gets its terminal event, and
 --       followers are told (`!ended`) after the last of them.
 
@@ -16,6 +17,9 @@ if session.state == 'ended' then
   local ended = get(K.session, 'ended_ms', 'ended_by')
   local by_this_call = ended.ended_by == ARGV[2] and 1 or 0
   return { by_this_call, session.agent, session.created_ms, ended.ended_ms }
+end
+if ARGV[4] == '1' then
+  return { 0, session.agent, session.created_ms, 0 }
 end
 if session.state == 'awaiting_input' then
   abandon_input(session, 'abandoned')

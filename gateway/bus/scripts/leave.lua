@@ -7,6 +7,6 @@
 if redis.call('HGET', K.session, 'home') ~= ARGV[1] then
   return 0
 end
-redis.call('HSET', K.session, 'home', '', 'home_seq', ARGV[2])
+redis.call('HSET', K.session, 'home', '', 'home_seq', ARGV[2], 'made_by', '')
 redis.call('SPUBLISH', K.events, '!home')
 return 1

@@ -303,7 +303,7 @@ end
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
     'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
-    'home_seq')
+    'home_seq', 'made_by')
 end
 
 -- Starts the session's next pending run and answers its id, or ''. One that was cancelled while it

@@ -2,9 +2,11 @@
 -- Creates a session or finds it, and takes its home when it has none.
 --
 -- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits,
---       on_detach (continue, cancel), attending (1: the node has clients on it)
+--       on_detach (continue, cancel), attending (1: the node has clients on it), digest of what is to
+--       be created ('' where the id alone decides)
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
---          pending tools JSON, on_detach, home_seq, then (run id, status) pairs, the open run first
+--          pending tools JSON, on_detach, home_seq, made here, then (run id, status) pairs, the open
+--          run first
 -- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
 --          unknown one; one node is home, and counts what comes after `home_seq`. A node that left
 --          told how far it had counted; what a dead one had not counted goes with it.
@@ -18,8 +20,9 @@ if redis.call('EXISTS', K.session) == 0 then
     return refuse('session_not_found', 'no such session')
   end
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
-    'idle', 'open', '', 'home', node, 'home_seq', 0, 'created_ms', int(now), 'metadata', metadata,
-    'log_bytes', 0, 'transcript_bytes', 0, 'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8])
+    'idle', 'open', '', 'made_of', ARGV[10], 'home', node, 'home_seq', 0, 'made_by', node,
+    'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0, 'transcript_bytes', 0,
+    'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8])
   redis.call('DEL', K.expired)
   created, homed = 1, 1
 end
@@ -31,14 +34,19 @@ end
 if session.user ~= user then
   return refuse('session_not_found', 'no such session')
 end
+if ARGV[10] ~= '' and redis.call('HGET', K.session, 'made_of') ~= ARGV[10] then
+  return refuse('id_conflict', 'this key was used for another session')
+end
 if session.state == 'ended' then
   return refuse('session_ended', 'this session is over')
 end
-if created == 0 and (session.home == '' or session.home == dead_home) and node ~= '' then
+local vacant = session.home == '' or (session.home == dead_home and dead_home ~= node)
+if created == 0 and vacant and node ~= '' then
   local seq = tonumber(session.seq)
   local from = session.home == '' and tonumber(session.home_seq) or seq
   session.home, session.home_seq = node, int(math.min(from, seq))
-  redis.call('HSET', K.session, 'home', node, 'home_seq', session.home_seq)
+  session.made_by = ''
+  redis.call('HSET', K.session, 'home', node, 'home_seq', session.home_seq, 'made_by', '')
   homed = 1
 end
 set_due('expiry', '', now + limits.session_ttl_ms)
@@ -48,7 +56,7 @@ end
 
 local out = { created, homed, session.user, session.agent, session.state, session.epoch,
   session.seq, session.created_ms, session.home, session.interrupts, session.pending_tools,
-  session.on_detach, session.home_seq }
+  session.on_detach, session.home_seq, session.made_by == node and node ~= '' and 1 or 0 }
 local runs = redis.call('LRANGE', K.pending, 0, -1)
 if session.open ~= '' then
   table.insert(runs, 1, session.open)

@@ -100,12 +100,17 @@ async def test_an_idempotency_key_makes_one_session_per_tenant(client, node):
     assert node.probe.facts["created"] == 3
 
 
-async def test_an_idempotency_key_for_another_agent_is_a_conflict(client, node):
+async def test_an_idempotency_key_with_another_body_is_a_conflict(client, node):
     node.bus.agent_names.add("other")
     headers = {"Idempotency-Key": "k"}
-    await client.post("/api/v1/sessions", json={"agent_id": "demo"}, headers=headers)
-    again = await client.post("/api/v1/sessions", json={"agent_id": "other"}, headers=headers)
-    assert_problem(again, 409, "id_conflict", "agent_id")
+    body = {"agent_id": "demo", "metadata": {"a": 1, "b": 2}}
+    first = await client.post("/api/v1/sessions", json=body, headers=headers)
+    for other in ({**body, "agent_id": "other"}, {**body, "metadata": {"a": 1}}):
+        again = await client.post("/api/v1/sessions", json=other, headers=headers)
+        assert_problem(again, 409, "id_conflict", "Idempotency-Key")
+    same = {"metadata": {"b": 2, "a": 1}, "user_id": "anonymous", "agent_id": "demo"}
+    again = await client.post("/api/v1/sessions", json=same, headers=headers)
+    assert (again.status_code, again.json()) == (201, first.json())
 
 
 @pytest.mark.parametrize(

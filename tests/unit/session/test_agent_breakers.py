@@ -5,6 +5,7 @@ from support.little_bus import KEY, CountingProbe
 
 from gateway.session.agent_breakers import SPAN_S, AgentBreakers
 from gateway.session.breaker import BreakerState
+from gateway.session.endings import Endings
 from gateway.session.errors import Refused
 from gateway.session.service import SessionService
 from protocol.codes import ErrorCode
@@ -122,12 +123,13 @@ def test_one_message_is_let_through_and_decides(breakers: AgentBreakers, clock: 
 
 @pytest.fixture
 def service(world) -> SessionService:
+    endings = Endings(sessions=world.bus, probe=world.probe, clock=world.clock, report=world.report)
     return SessionService(
         sessions=world.bus,
         queue=world.bus,
         directory=world.bus,
         hub=world.hub,
-        probe=world.probe,
+        endings=endings,
         node="n1",
         now_ms=lambda: world.now_ms,
     )

@@ -443,3 +443,23 @@ async def test_an_orphan_with_an_open_run_is_adopted_without_a_socket(world):
     await world.pass_time(122)
     assert session.home == ""
     assert world.probe.facts["active"] == 0
+
+
+async def test_a_creation_whose_answer_was_lost_is_counted_when_it_is_found(world):
+    """created - completed = active + dormant: it will expire, and be counted as completed."""
+    await world.bus.open(KEY, "anonymous", node="n1", agent="demo")  # nobody heard of it
+    assert world.probe.facts == {}
+    for _ in range(2):
+        await world.hub.take_home(KEY, "anonymous", "n1")
+        assert (world.probe.facts["created"], world.probe.facts["active"]) == (1, 1)
+    await world.pass_time(122)
+    await world.join()
+    assert (world.probe.facts["created"], world.probe.facts["active"]) == (1, 1)
+
+
+async def test_a_creation_counts_with_the_node_that_made_it(world):
+    """If that node is dead, so are its counters; who takes the home over counts no creation."""
+    session = world.bus.make(home="dead")
+    session.made_by = "dead"
+    await world.hub.take_home(KEY, "anonymous", "dead")
+    assert (world.probe.facts["created"], world.probe.facts["active"]) == (0, 1)

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 from support.little_bus import KEY
 
-from gateway.session.errors import Refused
+from gateway.session.endings import PATIENCE_S, Endings
+from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import Principal
 from gateway.session.service import SessionService, digest, run_fields
 from protocol.codes import ErrorCode
@@ -14,13 +15,18 @@ ANONYMOUS = Principal("acme", "anonymous")
 
 
 @pytest.fixture
-def service(world) -> SessionService:
+def endings(world) -> Endings:
+    return Endings(sessions=world.bus, probe=world.probe, clock=world.clock, report=world.report)
+
+
+@pytest.fixture
+def service(world, endings) -> SessionService:
     return SessionService(
         sessions=world.bus,
         queue=world.bus,
         directory=world.bus,
         hub=world.hub,
-        probe=world.probe,
+        endings=endings,
         node="n1",
         now_ms=lambda: world.now_ms,
     )
@@ -109,14 +115,13 @@ async def test_only_a_known_agent_gets_sessions(world, service):
     assert world.bus.sessions == {}
 
 
-async def test_a_given_id_creates_once_and_for_one_agent(world, service):
-    world.bus.agent_names.add("other")
-    first = await service.create(ANONYMOUS, "demo", None, session_id="s9")
-    again = await service.create(ANONYMOUS, "demo", None, session_id="s9")
+async def test_a_given_id_creates_once_and_what_was_asked_for(world, service):
+    first = await service.create(ANONYMOUS, "demo", None, session_id="s9", digest="d")
+    again = await service.create(ANONYMOUS, "demo", None, session_id="s9", digest="d")
     assert (first.created, again.created) == (True, False)
     assert world.probe.facts["created"] == 1
     with pytest.raises(Refused) as refusal:
-        await service.create(ANONYMOUS, "other", None, session_id="s9")
+        await service.create(ANONYMOUS, "demo", {"a": 1}, session_id="s9", digest="e")
     assert refusal.value.code == ErrorCode.ID_CONFLICT
 
 
@@ -127,6 +132,68 @@ async def test_the_end_is_counted_by_the_call_that_made_it(world, service):
     await service.close(view, Close("c2"))
     assert world.probe.facts["completed completed"] == 1
     assert world.probe.durations == [60.0]
+
+
+async def test_an_end_whose_answer_was_lost_is_counted_once(world, service, endings):
+    """Guarantee 9: its client is told that it may have happened, and nobody else counts it."""
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    close = world.bus.close
+
+    async def lossy(*arguments, **options):
+        world.bus.close = close
+        await close(*arguments, **options)
+        raise Unavailable
+
+    world.bus.close = lossy
+    with pytest.raises(Unavailable):
+        await service.close(view, Close("c1"))
+    world.bus.down = True
+    with pytest.raises(Unavailable):
+        await endings.ask_again()
+    world.bus.down = False
+    for _ in range(3):
+        await endings.ask_again()
+    await service.close(view, Close("c1"))
+    assert world.probe.facts["completed completed"] == 1
+
+
+async def test_asking_after_an_end_ends_nothing(world, service, endings):
+    """It never arrived, or not yet; if it does arrive late, that is counted, too."""
+    session = world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    close = world.bus.close
+    calls = []
+
+    async def never(*arguments, **options):
+        world.bus.close = close
+        calls.append((arguments, options))
+        raise Unavailable
+
+    world.bus.close = never
+    with pytest.raises(Unavailable):
+        await service.close(view, Close("c1"))
+    await endings.ask_again()
+    assert not session.ended
+    [(arguments, options)] = calls
+    await close(*arguments, **options)
+    await endings.ask_again()
+    assert world.probe.facts["completed completed"] == 1
+
+
+async def test_an_end_that_never_arrived_is_not_asked_after_for_ever(world, service, endings):
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    world.bus.down = True
+    with pytest.raises(Unavailable):
+        await service.close(view, Close("c1"))
+    world.bus.down = False
+    world.clock.now += PATIENCE_S + 1
+    await endings.ask_again()
+    asked = world.bus.calls["close"]
+    await endings.ask_again()
+    assert world.bus.calls["close"] == asked
+    assert world.probe.facts["completed completed"] == 0
 
 
 async def test_followers_that_missed_the_end_learn_it_from_a_refusal(world, service):
