@@ -186,7 +186,10 @@ class Node:
         self._readiness.draining = True
         self._telemetry.draining()
         self._hub.drain()
-        self._edge.drain(min(SPREAD_S, window_s / 2))
+        if window_s:
+            self._edge.drain(min(SPREAD_S, window_s / 2))
+        else:
+            self.evacuate()
 
     def evacuate(self) -> None:
         """Sends away at once who is still there."""

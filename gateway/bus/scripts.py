@@ -15,7 +15,14 @@ from importlib.resources import files
 from typing import Any, cast
 
 from loguru import logger
-from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
+from redis.asyncio import Redis
+from redis.exceptions import (
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
@@ -40,7 +47,7 @@ _WAITING = 32
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.05
 _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAIN")
-"""How the errors begin that a server answers while it changes its state."""
+"""The first words of errors that a server answers while it changes its state."""
 _EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
 _STANDALONE = {"dispatch", "take", "presence", "beat"}
@@ -147,6 +154,10 @@ class Scripts:
             except FAULTS as error:
                 if not _passes(name, error):
                     raise
+                if isinstance(error, ReadOnlyError) and isinstance(self.client, Redis):
+                    # It is the primary no more, and keeps its connections. New ones lead to the
+                    # one that is, where one address stands for both.
+                    await self.client.connection_pool.disconnect(inuse_connections=False)
             await asyncio.sleep(pause_s * (0.5 + random.random()))
             pause_s *= 4
         return await self._evaluate(name, key, arguments, replicas)
@@ -211,9 +222,11 @@ def _passes(name: str, error: Exception) -> bool:
     """Whether trying again at once may help."""
     if not isinstance(error, ResponseError):
         return True
-    if not str(error).startswith(_EXPECTED):
+    # redis-py cuts the first word off where it has a class of its own for it.
+    kind = error.status_code or str(error).partition(" ")[0]
+    if kind not in _EXPECTED:
         logger.bind(script=name, error=str(error)).error("Redis refused a script")
-    return str(error).startswith(_PASSING)
+    return kind in _PASSING
 
 
 def check(answer: Any) -> list[Any]:

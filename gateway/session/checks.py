@@ -15,14 +15,18 @@ from gateway.session.wheel import Wheel
 
 
 class Checks:
-    """The position checks of the feeds of this node. `wake` asks the hub to settle a feed."""
+    """The position checks of the feeds of this node.
+
+    `is_followed` says whether a feed still is one of them, `wake` asks the hub to settle it.
+    """
 
     def __init__(
         self,
         wheel: Wheel,
         clock: Clock,
-        wake: Callable[[Feed], None],
         *,
+        is_followed: Callable[[Feed], bool],
+        wake: Callable[[Feed], None],
         running_s: float,
         idle_s: float,
         attend_s: float,
@@ -30,6 +34,7 @@ class Checks:
         """`attend_s` is how often Redis must hear of clients, where it must."""
         self._wheel = wheel
         self._clock = clock
+        self._is_followed = is_followed
         self._wake = wake
         self._running_s = running_s
         self._idle_s = idle_s
@@ -63,6 +68,8 @@ class Checks:
         feed.check = self._wheel.after(delay_s, lambda: self._check(feed))
 
     def _check(self, feed: Feed) -> None:
+        if not self._is_followed(feed):
+            return  # somebody read on for it when it was left
         interval_s = self._interval_s(feed)
         now = self._clock()
         if now - feed.home_asked_at >= self._ask_after_s(feed):

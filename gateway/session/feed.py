@@ -98,6 +98,7 @@ class Feed:
         epoch, last_seq: the last event that passed.
         attachments: the sockets of this node that follow it.
         runs: runs that are not over, as far as this node knows.
+        fresh: this node made the session, and has not counted that yet.
         home: True while this node counts the session.
         home_node: who does, when last heard.
         home_seq: as home, this node counts what comes after it.
@@ -134,6 +135,7 @@ class Feed:
         self.last_seq = view.cursor.seq
         self.attachments: set[Attachment] = set()
         self.runs = {run.run_id for run in view.runs}
+        self.fresh = view.made_here
         self.home = False
         self.home_node = view.home
         self.on_detach: OnDetach = view.on_detach
@@ -196,7 +198,8 @@ class Feed:
             for entry in pushed:
                 self._offer(entry)
         elif pushed.name == "home":
-            self.ask_home()
+            if self.attachments:  # where nobody has any, an open run's due time finds a home
+                self.ask_home()
         else:  # `reset`, `ended`: the log says the rest
             self.over = self.over or pushed.name == "ended"
             self.look()

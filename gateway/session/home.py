@@ -64,8 +64,9 @@ class Homes:
         feed.home_node = view.home
         feed.home_asked_at = now
         if view.home == self._node:
-            if view.made_here and not feed.home:
+            if feed.fresh and view.made_here:
                 feed.probe.created()
+            feed.fresh = False
             feed.take_home(view.home_seq)
         else:
             feed.lose_home(view.home_seq)

@@ -9,7 +9,7 @@ reads the log for it (`catch_up`), so it delays nobody.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.checks import Checks
@@ -22,6 +22,7 @@ from gateway.session.model import SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, Notices, Probe, Sessions
 from gateway.session.snapshot import take_snapshot
+from gateway.session.unanswered import Unanswered
 from gateway.session.wheel import Wheel
 from protocol.codec import encode
 from protocol.codes import CloseCode, ErrorCode
@@ -55,6 +56,7 @@ class Hub:
 
     Attributes:
         breakers: which agents are left alone, as the runs in these sessions ended.
+        unanswered: sessions that may have their home here, for all we know.
     """
 
     def __init__(
@@ -90,10 +92,12 @@ class Hub:
             grace_s=self._times.resume_grace_s,
             patience_s=self._times.node_lease_s,
         )
+        self.unanswered = Unanswered(sessions=sessions, node=node, adopt=self.adopt, report=report)
         self._checks = Checks(
             wheel,
             clock,
-            self._enqueue,
+            is_followed=lambda feed: self._feeds.get(feed.key) is feed,
+            wake=self._enqueue,
             running_s=self._times.check_running_s,
             idle_s=self._times.check_idle_s,
             attend_s=self._times.resume_grace_s / 3,
@@ -188,10 +192,10 @@ class Hub:
         except Unavailable:
             self._wheel.after(self._times.retry_s, attachment.outbox.wake)
 
-    def missing(self, key: SessionKey) -> bool:
-        """Redis knows no such session, as somebody has just been told. True: it is made again."""
+    def missing(self, key: SessionKey, user: str) -> bool:
+        """Redis knows no such session, as its user has just been told. True: it is made again."""
         feed = self._feeds.get(key)
-        if feed is None or feed.over:
+        if feed is None or feed.over or feed.user != user:
             return False
         feed.look()
         return True
@@ -245,10 +249,12 @@ class Hub:
         async with asyncio.TaskGroup() as tasks:
             for number in range(WORKERS):
                 tasks.create_task(self._work(), name=f"hub-{number}")
+            tasks.create_task(self.unanswered.run(), name="hub-unanswered")
 
     async def close(self) -> None:
         """Gives up every home and every subscription; to be called while `run` is running."""
         self._homes.stopping = True
+        self.unanswered.forget()
         feeds, self._feeds = list(self._feeds.values()), {}  # so none is followed again
         limit = asyncio.Semaphore(WORKERS)
 
@@ -367,7 +373,7 @@ class Hub:
             self._finish(feed, CloseCode.SESSION_ENDED)
             return
         feed.restart(view.cursor)
-        self.adopt(replace(view, made_here=False))  # it was counted when it was created
+        self.adopt(view)
 
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)

@@ -72,22 +72,32 @@ class SessionService:
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
-        view = await self._sessions.open(
-            key,
-            who.user,
-            node=self._node,
-            agent=agent,
-            metadata=metadata,
-            on_detach=on_detach,
-            digest=digest,
-        )
+        try:
+            view = await self._sessions.open(
+                key,
+                who.user,
+                node=self._node,
+                agent=agent,
+                metadata=metadata,
+                on_detach=on_detach,
+                digest=digest,
+            )
+        except Unavailable:
+            self._hub.unanswered.note(key, who.user)
+            raise
         self._hub.adopt(view)
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
         """A session of this user, for a client that comes to follow it."""
         key = SessionKey(who.tenant, session_id)
-        view = await self._sessions.open(key, who.user, node=self._node, attending=True)
+        try:
+            view = await self._sessions.open(key, who.user, node=self._node, attending=True)
+        except Unavailable:
+            self._hub.unanswered.note(key, who.user)
+            raise
+        except Refused as refused:
+            raise self._unless_lost(refused, key, who.user) from None
         self._hub.adopt(view)
         return view
 
@@ -149,7 +159,12 @@ class SessionService:
 
     async def cancel(self, view: SessionView, frame: Cancel) -> Ack:
         """Cancels a run, by default the open one."""
-        accepted = await self._sessions.cancel(view.key, view.user, frame.run_id, frame_id=frame.id)
+        try:
+            accepted = await self._sessions.cancel(
+                view.key, view.user, frame.run_id, frame_id=frame.id
+            )
+        except Refused as refused:
+            raise self._unless_lost(refused, view.key, view.user) from None
         return await self._acknowledge(frame.id, accepted)
 
     async def close(self, view: SessionView, frame: Close) -> Ack:
@@ -175,14 +190,18 @@ class SessionService:
             breakers.release(tenant, view.agent)
             if refused.code == ErrorCode.SESSION_ENDED:
                 self._hub.ended(view.key)  # followers may have missed it
-            elif refused.code == ErrorCode.SESSION_NOT_FOUND and self._hub.missing(view.key):
-                raise Unavailable("Redis lost this session; it begins anew") from None
-            raise
+            raise self._unless_lost(refused, view.key, view.user) from None
         if accepted.run_id and accepted.status != "duplicate":
             self._hub.expect_run(view.key, accepted.run_id)
         else:
             breakers.release(tenant, view.agent)
         return await self._acknowledge(new.frame_id, accepted)
+
+    def _unless_lost(self, refused: Refused, key: SessionKey, user: str) -> Refused:
+        """The refusal, or another one for a session that is about to be there again."""
+        if refused.code == ErrorCode.SESSION_NOT_FOUND and self._hub.missing(key, user):
+            return Unavailable("this session was lost and begins anew")
+        return refused
 
     async def _acknowledge(self, frame_id: str, accepted: Accepted) -> Ack:
         if accepted.dispatch is not None:

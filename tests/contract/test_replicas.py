@@ -219,6 +219,19 @@ async def test_a_cluster_confirms_in_the_partition_and_follows_a_failover(tmp_pa
             primary.go_on()
 
 
+async def test_connections_to_a_primary_that_was_demoted_are_given_up(pair: Pair) -> None:
+    """It keeps them and refuses writes; where one address stands for both, new ones are right."""
+    primary, replica = pair
+    async with connected_bus(primary.url) as bus:
+        talk = await opened(bus)
+        before = await bus.client.client_id()
+        primary.ask("REPLICAOF", "127.0.0.1", replica.port)
+        with pytest.raises(Unavailable):
+            await talk.message()
+        assert await bus.client.client_id() > before
+        assert not bus.scripts.breaker.failures, "it answers"
+
+
 async def test_writes_that_a_failover_lost_are_told(pair: Pair) -> None:
     """Without waiting for replicas: who has seen more than the new primary has learns of it."""
     primary, replica = pair

@@ -36,6 +36,50 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "_CONFIRM_TIMEOUT_S", 0.5)
 
 
+async def test_lost_pushes_show_as_a_gap_and_are_read_from_the_log(
+    single_url: str, tmp_path: Path
+) -> None:
+    async with (
+        deafening(single_url, tmp_path) as (way, url),
+        connected_bus(url) as bus,
+        following(bus, times=UNCHECKED) as node,
+    ):
+        talk = Talk(bus)
+        await talk.open()
+        client = await node.join(talk.key)
+        claim = await talk.running()
+        await until(lambda: client.seqs == [1])
+        for ordinal in (0, 3):
+            way.mute()
+            dropped = way.dropped
+            await talk.append(claim, ordinal, "A", "B")
+            await until(lambda dropped=dropped: way.dropped > dropped)
+            way.unmute()
+            await talk.append(claim, ordinal + 2, "C")
+            await until(lambda last=ordinal + 4: client.seqs == list(range(1, last + 1)))
+        assert node.probe.facts["gaps"] == 2
+        assert node.probe.facts["repaired"] in range(4, 7)
+
+
+async def test_a_lost_last_event_is_found_by_the_position_check(
+    single_url: str, tmp_path: Path
+) -> None:
+    async with (
+        deafening(single_url, tmp_path) as (way, url),
+        connected_bus(url) as bus,
+        following(bus, times=HubTimes(check_running_s=0.3, check_idle_s=1000)) as node,
+    ):
+        talk = Talk(bus)
+        await talk.open()
+        client = await node.join(talk.key)
+        claim = await talk.running()
+        await until(lambda: client.seqs == [1])
+        way.mute()
+        await talk.finish(claim)
+        await until(lambda: client.seqs == [1, 2])
+        assert (node.probe.facts["gaps"], node.probe.facts["repaired"]) == (0, 1)
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_a_silent_subscriber_is_probed_and_made_anew(single_url: str, tmp_path: Path) -> None:
     async with deafening(single_url, tmp_path) as (way, url), connected_bus(url) as bus:

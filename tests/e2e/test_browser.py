@@ -239,6 +239,27 @@ def test_the_node_dies_in_mid_answer(chat: ChatPage, stack: Stack) -> None:
     expect(chat.waiting).to_have_count(0)
 
 
+def test_the_node_is_replaced_in_mid_answer(chat: ChatPage, stack: Stack) -> None:
+    """Guarantee 7: the answer ends on the old node, the page goes on with the new one, no error."""
+    chat.say("/slow 3")
+    chat.wait_for_text(20)
+    stack.nodes[0].popen.terminate()
+    try:
+        chat.finished()
+        expect(chat.status).not_to_have_attribute("data-status", "open")
+        assert stack.nodes[0].popen.wait(20) == 0
+        expect(chat.alert).to_have_text("")
+    finally:
+        stack.nodes[0].kill()
+        stack.start_node(0)
+    chat.connected()
+    chat.say("hello")
+    expect(chat.answers).to_have_count(2, timeout=30_000)
+    chat.finished()
+    expect(chat.alert).to_have_text("")
+    assert shown(chat) == answers(stack, chat.session_id)
+
+
 def test_a_burst_does_not_lose_a_token(chat: ChatPage) -> None:
     """Thousands of tokens at once all arrive, in order, and the page stays usable."""
     chat.say("/burst 5000")

@@ -10,11 +10,12 @@ class Way:
     """Attributes:
     deaf: subscribers hear nothing from now on, on new connections either.
     subscribers: how many connections have subscribed to anything.
+    dropped: how many pieces did not get through.
     """
 
     def __init__(self, path: str) -> None:
         self.deaf = False
-        self.subscribers = 0
+        self.subscribers = self.dropped = 0
         self._path = path
         self._muted: set[asyncio.StreamWriter] = set()
         self._subscribed: set[asyncio.StreamWriter] = set()
@@ -23,12 +24,18 @@ class Way:
         """The subscribers of now hear nothing any more; those that come later do."""
         self._muted |= self._subscribed
 
+    def unmute(self) -> None:
+        """They hear again, as if nothing had been."""
+        self._muted.clear()
+
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_unix_connection(self._path)
 
         async def answers() -> None:
             while data := await there.read(65536):
-                if writer not in self._muted and not (self.deaf and writer in self._subscribed):
+                if writer in self._muted or (self.deaf and writer in self._subscribed):
+                    self.dropped += 1
+                else:
                     writer.write(data)
             writer.close()
 

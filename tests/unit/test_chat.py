@@ -153,7 +153,11 @@ async def test_text_cannot_rule_the_terminal(server: ScriptedServer) -> None:
     assert plain("".join(map(chr, range(0xA0)))) == "\t\n" + "".join(map(chr, range(0x20, 0x7F)))
 
 
-async def test_a_lost_connection_is_one_line(server: ScriptedServer) -> None:
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1011, "connection lost: why"), (1012, "the gateway restarts")],
+)
+async def test_a_lost_connection_is_one_line(server: ScriptedServer, code: int, words: str) -> None:
     async with piped(server.url) as chat, asyncio.TaskGroup() as group:
         chat.type("x\n")
         ending = group.create_task(chat.end())
@@ -162,13 +166,13 @@ async def test_a_lost_connection_is_one_line(server: ScriptedServer) -> None:
         await peer.take_message("r1")
         await answers.say("r1", "before")
         server.refusals = [(503, {})]
-        await peer.close(1012, "restart")
+        await peer.close(code, "why")
         answers.peer = await server.accept()
         await answers.say("r1", "after")
         await answers.finish("r1")
-        code, out, err = await ending
-    assert (code, out) == (0, "before\nafter\n")
-    assert err.splitlines()[0] == "(connection lost: restart; reconnecting., connected)"
+        exit_code, out, err = await ending
+    assert (exit_code, out) == (0, "before\nafter\n")
+    assert err.splitlines()[0] == f"({words}; reconnecting., connected)"
 
 
 async def test_what_is_lost_for_good_is_said(server: ScriptedServer) -> None:

@@ -463,3 +463,18 @@ async def test_a_creation_counts_with_the_node_that_made_it(world):
     session.made_by = "dead"
     await world.hub.take_home(KEY, "anonymous", "dead")
     assert (world.probe.facts["created"], world.probe.facts["active"]) == (0, 1)
+
+
+@pytest.mark.parametrize("home", ["n1", "elsewhere"])
+async def test_a_session_that_is_made_again_is_not_created_again(world, home):
+    """Redis came back empty; whoever makes it again, it was counted before."""
+    session = world.bus.make(home=home)
+    await world.join()
+    world.bus.append("S")
+    await world.settle()
+    del world.bus.sessions[KEY]
+    world.bus.restore()
+    await world.settle()
+    assert world.bus.sessions[KEY] is not session
+    assert world.probe.facts["created"] == 0
+    assert world.probe.facts["active"] == 1

@@ -733,3 +733,17 @@ async def test_sessions_do_not_hear_each_other(world):
     await world.settle()
     assert mine.seqs == []
     assert theirs.seqs == [1]
+
+
+async def test_a_feed_that_was_left_while_it_read_on_is_not_checked_for_ever(world):
+    world.bus.make(home="elsewhere")
+    client = await world.join()
+    await world.settle()
+    feed = world.hub.find(KEY)
+    world.hub.detach(client.attachment)
+    await world.settle()
+    assert world.hub.find(KEY) is None
+    feed.expect("r1")
+    await world.pass_time(3)
+    armed = [timer for slot in world.wheel._slots.values() for timer in slot]
+    assert feed.check not in armed

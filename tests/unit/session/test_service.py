@@ -125,6 +125,51 @@ async def test_a_given_id_creates_once_and_what_was_asked_for(world, service):
     assert refusal.value.code == ErrorCode.ID_CONFLICT
 
 
+@pytest.mark.parametrize("made", [True, False])
+async def test_an_open_whose_answer_was_lost_may_have_made_a_home(world, service, made):
+    """Guarantee 9: Redis names this node, so nobody else would ever count the session."""
+    if made:
+        world.bus.make()
+    really_open = world.bus.open
+
+    async def lossy(*arguments, **options):
+        world.bus.open = really_open
+        await really_open(*arguments, **options)
+        raise Unavailable
+
+    world.bus.open = lossy
+    find = service.find(ANONYMOUS, KEY.session_id)
+    create = service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
+    asked, other = (find, create) if made else (create, find)
+    other.close()
+    with pytest.raises(Unavailable):
+        await asked
+    assert world.bus.sessions[KEY].home == "n1"
+    assert world.hub.find(KEY) is None
+    world.bus.down = True
+    with pytest.raises(Unavailable):
+        await world.hub.unanswered.ask_again()
+    world.bus.down = False
+    await world.hub.unanswered.ask_again()
+    feed = world.hub.find(KEY)
+    assert feed is not None
+    assert feed.home
+    await world.pass_time(130)
+    assert world.bus.sessions[KEY].home == "", "nobody came: it is left in order"
+
+
+async def test_an_open_that_never_arrived_is_not_asked_after_for_ever(world, service):
+    world.bus.down = True
+    with pytest.raises(Unavailable):
+        await service.find(ANONYMOUS, KEY.session_id)
+    world.bus.down = False
+    await world.hub.unanswered.ask_again()
+    assert world.hub.find(KEY) is None
+    before = world.bus.calls["open"]
+    await world.hub.unanswered.ask_again()
+    assert world.bus.calls["open"] == before
+
+
 async def test_the_end_is_counted_by_the_call_that_made_it(world, service):
     world.bus.make()
     view = await service.find(ANONYMOUS, KEY.session_id)
@@ -207,15 +252,23 @@ async def test_followers_that_missed_the_end_learn_it_from_a_refusal(world, serv
     assert client.closed == 4410
 
 
-async def test_a_message_to_a_session_that_redis_lost_may_come_again(world, service):
+async def test_what_is_asked_of_a_session_that_redis_lost_may_be_asked_again(world, service):
     """It is followed here, so it is made again; whoever does not follow it is told the truth."""
     world.bus.make()
     client = await world.join()
     view = await service.find(ANONYMOUS, KEY.session_id)
     del world.bus.sessions[KEY]
+    for asking in (
+        service.message(view, Message("m", "hi")),
+        service.cancel(view, Cancel("c")),
+        service.find(ANONYMOUS, KEY.session_id),
+    ):
+        with pytest.raises(Refused) as refused:
+            await asking
+        assert refused.value.code == ErrorCode.UNAVAILABLE
     with pytest.raises(Refused) as refused:
-        await service.message(view, Message("m", "hi"))
-    assert refused.value.code == ErrorCode.UNAVAILABLE
+        await service.find(Principal("acme", "mallory"), KEY.session_id)
+    assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
     await world.settle()
     assert client.resets == ["writes_lost"]
     assert (await service.message(view, Message("m", "hi"))).status == "accepted"
