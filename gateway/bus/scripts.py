@@ -17,6 +17,7 @@ from typing import Any, cast
 from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import (
+    MaxConnectionsError,
     MovedError,
     NoScriptError,
     ReadOnlyError,
@@ -115,6 +116,9 @@ class Scripts:
         except Unavailable:
             breaker.succeed()
             raise
+        except MaxConnectionsError:
+            breaker.release()  # it is we who are busy
+            raise Unavailable from None
         except FAULTS:
             breaker.fail()
             raise Unavailable from None

@@ -125,6 +125,22 @@ async def test_what_the_server_refuses_is_unavailable(talk: Talk, text: str) -> 
         await refusing.message()
 
 
+async def test_too_many_calls_of_our_own_are_no_outage(talk: Talk) -> None:
+    """A cluster's pool does not make callers wait: past its bound it fails."""
+    from redis.exceptions import MaxConnectionsError
+
+    class Busy(LosesAnswers):
+        async def evalsha(self, *arguments: Any) -> Any:
+            raise MaxConnectionsError
+
+    client: Any = Busy(talk.bus.client)
+    busy = replace(talk, bus=Bus(client, talk.bus.limits))
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await busy.message()
+    assert busy.bus.scripts.breaker.failures == 0
+
+
 async def test_a_full_server_refuses_new_messages_and_lets_runs_end() -> None:
     from support.bus import running_server
 
