@@ -59,6 +59,14 @@ class Client:
         seqs = self.seqs
         return Cursor(last["cursor"]["epoch"], seqs[-1] if seqs else last["cursor"]["seq"])
 
+    def has_read(self, cursor: Cursor) -> bool:
+        """True when its last event, or snapshot, is that one."""
+        assert self.attachment is not None
+        read = (f for f in reversed(self.frames) if f["type"] in {"event", "snapshot"})
+        last = next(read, {"seq": None})
+        seq = last["cursor"]["seq"] if "cursor" in last else last["seq"]
+        return (self.attachment.epoch, seq) == (cursor.epoch, cursor.seq)
+
     def text(self) -> str:
         """What the agent said, as the frames since the last reset tell it."""
         said = Transcript()
@@ -151,7 +159,7 @@ async def following(
     assert made.errors == []
 
 
-async def until(condition: Callable[[], object], patience_s: float = 20) -> None:
+async def until(condition: Callable[[], object], patience_s: float = 45) -> None:
     """Waits for a state that nobody announces."""
     async with asyncio.timeout(patience_s):
         while not condition():  # noqa: ASYNC110
