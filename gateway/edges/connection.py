@@ -295,7 +295,8 @@ class Connection:
         else:
             raise Refused(ErrorCode.BAD_FRAME, "a new session has no cursor", param="after")
         self._exit.enter_context(log_context(session_id=view.key.session_id))
-        attachment = await edge.hub.attach(view, frame.after, self._outbox)
+        self._attachment = attachment = await edge.hub.attach(view, frame.after, self._outbox)
+        self._view = view = attachment.view
         self._outbox.put(
             encode(
                 Opened(
@@ -319,7 +320,6 @@ class Connection:
             )
         )
         self._context = copy_context()
-        self._view, self._attachment = view, attachment
         attachment.start()
         edge.probe.connection_opened(who.tenant)
         logger.bind(agent_id=view.agent, user_id=view.user, resumed=attachment.resumed).info(

@@ -43,17 +43,19 @@ class Attachment:
         epoch, seq: the last event that was queued for it.
         resumed: False when it began with a snapshot.
         staged: what it begins with, in order: frames, and entries of the log.
+        view: the session, not older than the snapshot with which it began.
         on_run_end: called after a run's last event was queued, while somebody waits for that.
     """
 
-    __slots__ = ("epoch", "feed", "on_run_end", "outbox", "resumed", "seq", "staged")
+    __slots__ = ("epoch", "feed", "on_run_end", "outbox", "resumed", "seq", "staged", "view")
 
-    def __init__(self, feed: "Feed", outbox: Outbox) -> None:
+    def __init__(self, feed: "Feed", outbox: Outbox, view: SessionView) -> None:
         self.feed = feed
         self.outbox = outbox
         self.epoch = ""
         self.seq = 0
         self.resumed = False
+        self.view = view
         self.staged: list[bytes | Entry] = []
         self.on_run_end: Callable[[], None] | None = None
 

@@ -143,7 +143,7 @@ class Hub:
             Refused: nothing is attached then.
         """
         feed = self.adopt(view)
-        attachment = Attachment(feed, outbox)
+        attachment = Attachment(feed, outbox, view)
         feed.attachments.add(attachment)
         feed.left_at = None
         try:
@@ -158,9 +158,8 @@ class Hub:
                 attachment.staged.extend(read_entry(raw) for raw in page.entries)
                 feed.saw(Cursor(page.epoch, page.last_seq))
             else:
-                if page is not None:
-                    attachment.staged.append(_reset_frame(_CLAIM_REASONS[page.status], view))
-                if not await self._stage_snapshot(attachment):
+                reason = "" if page is None else _CLAIM_REASONS[page.status]
+                if not await self._stage_snapshot(attachment, reason):
                     raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
         except BaseException:
             self.detach(attachment)
@@ -413,20 +412,24 @@ class Hub:
                 attachment.outbox.finish(CloseCode.SESSION_ENDED)
             return
         self.adopt(view)
-        attachment.staged = [_reset_frame(reason, view)]
-        if await self._stage_snapshot(attachment):
+        attachment.view = view
+        if await self._stage_snapshot(attachment, reason):
             attachment.start()
 
-    async def _stage_snapshot(self, attachment: Attachment) -> bool:
-        """False when there is no such session."""
+    async def _stage_snapshot(self, attachment: Attachment, reason: str) -> bool:
+        """A snapshot, after a `reset` if there is a reason. False when there is no such session."""
         taken = await take_snapshot(self._sessions, attachment.feed.key)
         if taken is None:
             return False
-        attachment.staged.append(taken.frame)
+        if taken.cursor != attachment.view.cursor:
+            # A run that was open then may be over, with a question: no event after the snapshot
+            # would say so. What is newer than the snapshot does no harm.
+            view = await self._homes.ask(attachment.feed)
+            if view is not None:
+                self.adopt(view)
+                attachment.view = view
+        reset = [encode(Reset(reason, attachment.view.runs))] if reason else []
+        attachment.staged = [*reset, taken.frame]
         attachment.epoch, attachment.seq = taken.cursor.epoch, taken.cursor.seq
         attachment.feed.saw(taken.seen)
         return True
-
-
-def _reset_frame(reason: str, view: SessionView) -> bytes:
-    return encode(Reset(reason, view.runs))

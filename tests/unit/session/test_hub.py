@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 from support.little_bus import KEY
 
@@ -244,6 +245,20 @@ async def test_a_newcomer_gets_a_snapshot_and_then_what_follows(world):
     assert client.frames[0]["cursor"] == {"epoch": "e1", "seq": 1}
     assert client.seqs == [2]
     assert client.attachment.resumed is False
+
+
+async def test_what_is_told_with_a_snapshot_is_not_older_than_it(world):
+    """A run that ended in between, perhaps with a question, ends in no event after the snapshot."""
+    world.bus.make()
+    world.bus.append("S")
+    before = await world.bus.open(KEY, "anonymous", node="n1")
+    assert [run.run_id for run in before.runs] == ["r1"]
+    world.bus.append("F", {"type": "RUN_FINISHED"})
+    for after in (None, Cursor("e0", 1)):
+        attachment = await world.hub.attach(before, after, Outbox(lambda: None))
+        assert attachment.view.runs == []
+    reset = msgspec.json.decode(attachment.staged[0])
+    assert (reset["type"], reset["runs"]) == ("reset", [])
 
 
 async def test_a_resume_continues_after_its_cursor(world):
