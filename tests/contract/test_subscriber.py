@@ -164,9 +164,11 @@ async def test_two_thousand_sessions_are_read_again_without_stalling_the_loop(
     read_again: set[SessionKey] = set()
     read = bus.sessions.read
 
-    async def noted(key: SessionKey, after: Cursor, count: int) -> LogPage:
+    async def noted(
+        key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
+    ) -> LogPage:
         read_again.add(key)
-        return await read(key, after, count)
+        return await read(key, after, count, seen=seen)
 
     talks = [Talk(bus) for _ in range(2000)]
     async with following(bus, times=UNCHECKED) as node:
