@@ -16,7 +16,7 @@ from gateway.app import Node
 from gateway.bus import notices
 from gateway.bus.bus import Bus
 from gateway.session.hub import HubTimes
-from gateway.session.model import Limits, LogPage, SessionKey
+from gateway.session.model import Limits, LogPage, Seen, SessionKey
 from protocol.frames import Cursor
 
 UNCHECKED = HubTimes(check_running_s=1000, check_idle_s=1000)
