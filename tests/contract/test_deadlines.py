@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 from support.bus import QUICK, connected_bus
@@ -171,11 +172,16 @@ async def test_of_many_nodes_one_makes_a_session_expire(redis_url: str, talk: Ta
     assert len(counted) == 1
 
 
-async def test_an_open_run_asks_for_a_home(redis_url: str, talk: Talk) -> None:
+async def test_an_open_run_asks_for_a_home(redis_url: str, quick_bus: Bus) -> None:
     """Guarantee 9: a session with an open run always has a home, whoever dies."""
+    talk = Talk(quick_bus, node=f"node-{uuid4().hex}")
+    await talk.open()
     claim = await talk.running()
     async with connected_bus(redis_url, QUICK) as other_node:
         await talk.bus.deadlines.beat(talk.node)
+        await talk.bus.client.zincrby(
+            "nodes", 3_600_000, talk.node
+        )  # it lives, however slow we are
         await other_node.deadlines.beat("other")
         due = await talk.due("home")
         assert not (await other_node.deadlines.advance(due)).adopt, "its home lives"
