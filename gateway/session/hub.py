@@ -13,30 +13,20 @@ from dataclasses import dataclass
 
 from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.checks import Checks
-from gateway.session.entry import read_entry
-from gateway.session.errors import Refused, Unavailable
+from gateway.session.errors import Unavailable
 from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
 from gateway.session.log import PAGE
 from gateway.session.model import SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, Notices, Probe, Sessions
-from gateway.session.snapshot import take_snapshot
+from gateway.session.reading import Reading
 from gateway.session.unanswered import Unanswered
 from gateway.session.wheel import Wheel
-from protocol.codec import encode
-from protocol.codes import CloseCode, ErrorCode
-from protocol.frames import Cursor, Reset
+from protocol.codes import CloseCode
+from protocol.frames import Cursor
 
 WORKERS = 16
-
-_CLAIM_REASONS = {
-    "epoch": "epoch_changed",
-    "trimmed": "cursor_too_old",
-    "ahead": "writes_lost",
-    "gone": "writes_lost",
-}
-"""Why a client's own cursor cannot be continued, by the status of the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +93,15 @@ class Hub:
             attend_s=self._times.resume_grace_s / 3,
         )
 
+        self._reading = Reading(
+            sessions,
+            self._homes,
+            wheel,
+            adopt=self.adopt,
+            repair=self._repair,
+            retry_s=self._times.retry_s,
+        )
+
     def find(self, key: SessionKey) -> Feed | None:
         """The feed of a session that this node follows."""
         return self._feeds.get(key)
@@ -149,18 +148,7 @@ class Hub:
         try:
             async with feed.lock:
                 await self._subscribe(feed)
-            page = None
-            if after is not None:
-                page = await self._sessions.read(feed.key, after, PAGE)
-            if after is not None and page is not None and page.status == "ok":
-                attachment.resumed = True
-                attachment.epoch, attachment.seq = after.epoch, after.seq
-                attachment.staged.extend(read_entry(raw) for raw in page.entries)
-                feed.saw(Cursor(page.epoch, page.last_seq))
-            else:
-                reason = "" if page is None else _CLAIM_REASONS[page.status]
-                if not await self._stage_snapshot(attachment, reason):
-                    raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
+            await self._reading.begin(attachment, after)
         except BaseException:
             self.detach(attachment)
             raise
@@ -178,18 +166,9 @@ class Hub:
     async def catch_up(self, attachment: Attachment) -> None:
         """Reads the log for an attachment that pulls, until its outbox is full or it is live.
 
-        To be called by its connection whenever the socket has taken everything. Without Redis it
-        gives up for now and wakes the connection later.
+        To be called by its connection whenever the socket has taken everything.
         """
-        try:
-            while attachment.outbox.pulling and attachment.outbox.close_code is None:
-                if attachment.go_live() or attachment.outbox.size_bytes:
-                    return
-                if not await self._pull(attachment):
-                    self._wheel.after(self._times.retry_s, attachment.outbox.wake)
-                    return
-        except Unavailable:
-            self._wheel.after(self._times.retry_s, attachment.outbox.wake)
+        await self._reading.catch_up(attachment)
 
     def missing(self, key: SessionKey, user: str) -> bool:
         """Redis knows no such session, as its user has just been told. True: it is made again."""
@@ -377,59 +356,3 @@ class Hub:
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)
         feed.leave_home()
-
-    # --- joining ----------------------------------------------------------------------------------
-
-    async def _pull(self, attachment: Attachment) -> bool:
-        """One page for an attachment. False when there is nothing to do but wait."""
-        feed = attachment.feed
-        page = await self._sessions.read(feed.key, attachment.cursor, PAGE)
-        if page.status == "gone" and feed.over:
-            attachment.outbox.finish(CloseCode.SESSION_ENDED)
-            return True
-        if page.status not in {"ok", "gone"}:
-            # An epoch ends only by a loss; had it ended before this attachment, `attach` knew.
-            lost = page.status != "trimmed"
-            await self._reset(attachment, "writes_lost" if lost else "cursor_too_old")
-            return True
-        if page.status == "ok":
-            feed.saw(Cursor(page.epoch, page.last_seq))
-        for raw in page.entries:
-            if not attachment.fill(read_entry(raw)):
-                break
-        if page.entries:
-            return True
-        # There is no more for it, yet the feed is elsewhere: bring the feed to the log.
-        async with feed.lock:
-            await self._repair(feed)
-        return page.status == "gone" or attachment.go_live()
-
-    async def _reset(self, attachment: Attachment, reason: str) -> None:
-        feed = attachment.feed
-        view = await self._homes.ask(feed)
-        if view is None:  # over, or gone: then the next page says so
-            if feed.over:
-                attachment.outbox.finish(CloseCode.SESSION_ENDED)
-            return
-        self.adopt(view)
-        attachment.view = view
-        if await self._stage_snapshot(attachment, reason):
-            attachment.start()
-
-    async def _stage_snapshot(self, attachment: Attachment, reason: str) -> bool:
-        """A snapshot, after a `reset` if there is a reason. False when there is no such session."""
-        taken = await take_snapshot(self._sessions, attachment.feed.key)
-        if taken is None:
-            return False
-        if taken.cursor != attachment.view.cursor:
-            # A run that was open then may be over, with a question: no event after the snapshot
-            # would say so. What is newer than the snapshot does no harm.
-            view = await self._homes.ask(attachment.feed)
-            if view is not None:
-                self.adopt(view)
-                attachment.view = view
-        reset = [encode(Reset(reason, attachment.view.runs))] if reason else []
-        attachment.staged = [*reset, taken.frame]
-        attachment.epoch, attachment.seq = taken.cursor.epoch, taken.cursor.seq
-        attachment.feed.saw(taken.seen)
-        return True
