@@ -7,10 +7,14 @@ ports       what the domain needs from the outside, as `typing.Protocol`s, each 
 errors      refusals, with their wire code
 context     whose work the running code does: the ids of a log line
 outbox      what waits for one socket, bounded in bytes
-hub         who follows which session on this node: joins, and what needs the bus
+hub         who follows which session on this node: what needs the bus
+reading     what one socket reads for itself: how it begins, and the log while it is behind
 feed        one followed session: order, gaps, fan-out, counting
 home        the one node that counts a session
 checks      position checks, which catch a lost last event
+unanswered  sessions that may have their home here, for all we know
+endings     ends of sessions, each counted once
+breaker     leaves alone what fails in a row; agent_breakers: one for each tenant and agent
 log         a stretch of a session's log, page by page
 snapshot    a session as one frame, for who comes without a cursor
 service     the verbs of a session: open, message, answer, tool result, cancel, close
