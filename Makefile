@@ -16,6 +16,8 @@ SHELL := /bin/sh
 PYTHON ?=
 ARGS ?=
 COVERAGE ?= --cov --cov-report=term
+# Most of the time tests wait for processes: two at a time, also on two cores. PARALLEL= for one.
+PARALLEL ?= -n 2 --dist worksteal
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -34,7 +36,7 @@ run: $(RUNS) ## everything on http://127.0.0.1:8000: embedded Valkey, gateway, d
 	@exec $(VENV)/bin/gateway run $(ARGS)
 
 test: $(TESTS) ## all tests, on real parts that they start themselves
-	@$(PY) -m pytest $(COVERAGE) $(ARGS)
+	@$(PY) -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
 
 check: $(TESTS) ## format, lint, types, import contracts
 	@failed=; \
