@@ -27,7 +27,7 @@ from redis.exceptions import (
 
 from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
-from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
+from gateway.session.errors import Fenced, Refused, Rejected, TooLarge, Unavailable
 from protocol.codes import ErrorCode
 
 Argument = str | bytes | int | float
@@ -99,8 +99,8 @@ class Scripts:
             probe: ask even while Redis is known to be away.
 
         Raises:
-            Unavailable: Redis does not answer, or says that it cannot; what was asked may have
-                happened.
+            Unavailable: Redis does not answer; what was asked may have happened.
+            Rejected: it says that it cannot.
         """
         breaker = self.breaker
         if probe:
@@ -112,7 +112,7 @@ class Scripts:
                 yield
         except ResponseError:
             breaker.succeed()  # a refusal is an answer
-            raise Unavailable from None
+            raise Rejected from None
         except Unavailable:
             breaker.succeed()
             raise

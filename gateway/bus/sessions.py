@@ -214,7 +214,7 @@ class RedisSessions:
 
     async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
         """Gives up the home."""
-        return bool((await self._call("leave", key, node, counted_seq))[0])
+        return bool((await self._call("leave", key, node, counted_seq, self._limits))[0])
 
 
 def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:

@@ -80,12 +80,18 @@ class AgentBreakers:
         breaker = self._find(tenant, agent)
         if breaker is None:
             if self._count >= _MOST:
-                return
+                self._forget_closed()
             breaker = Breaker(self._clock, span_s=SPAN_S)
             breaker.watch(lambda _: self._tell(agent))
             self._breakers.setdefault(agent, {})[tenant] = breaker
             self._count += 1
         breaker.fail()
+
+    def _forget_closed(self) -> None:
+        for agent, tenants in list(self._breakers.items()):
+            for tenant, breaker in list(tenants.items()):
+                if breaker.state is BreakerState.CLOSED:
+                    self._succeed(tenant, agent)
 
     def _succeed(self, tenant: str, agent: str) -> None:
         breaker = self._find(tenant, agent)

@@ -5,13 +5,15 @@ is open. A node asks at times who the home is, as pushes say nothing of that, an
 clients where the session's runs are cancelled without them.
 """
 
-import math
 import random
 from collections.abc import Callable
 
 from gateway.session.feed import Feed
 from gateway.session.ports import Clock
 from gateway.session.wheel import Wheel
+
+_HOME_PATIENCE = 10
+"""A home asks so much more rarely: others tell it (`!home`) when they have taken its place."""
 
 
 class Checks:
@@ -61,7 +63,7 @@ class Checks:
         """How long a session needs no `open` by this node."""
         if feed.attends:
             return self._attend_s
-        return math.inf if feed.home else self._idle_s
+        return self._idle_s * (_HOME_PATIENCE if feed.home else 1)
 
     def _arm(self, feed: Feed, delay_s: float) -> None:
         self.end(feed)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from gateway.session.beat import Beat
-from gateway.session.errors import Fenced, Refused, Unavailable
+from gateway.session.errors import Fenced, Refused, Rejected, Unavailable
 from gateway.session.log import Moved, events_of, read_stretch
 from gateway.session.model import Advanced, Due, Ending, RunRef, SessionKey
 from gateway.session.ports import Deadlines, Probe, RunQueue, Sessions
@@ -16,6 +16,9 @@ from protocol.transcript import Transcript
 
 BATCH = 100
 MOST = 5_000
+
+RECOVERY_S = 5.0
+"""Within this time after an interruption workers come back for the runs that waited."""
 
 _MESSAGES = {
     "worker_lost": "the worker that held this run is gone",
@@ -62,6 +65,7 @@ class Sweep:
         # What is judged by who lives waits until Redis has been there for so long.
         self._patience_s = {
             "lease": lease_s,
+            "wait": min(RECOVERY_S, node_lease_s),
             "detach": grace_s,
             "expiry": node_lease_s,
             "home": node_lease_s,
@@ -118,6 +122,8 @@ class Sweep:
                 following = await self._end(due.ref, advanced)
             if following is not None:
                 await self._queue.dispatch(following, advanced.agent)
+        except Rejected:
+            pass  # what Redis has no room for, or no sense of, must not stop the others
         except Unavailable:
             raise
         except Refused:

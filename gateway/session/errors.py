@@ -43,6 +43,10 @@ class Unavailable(Refused):
         super().__init__(ErrorCode.UNAVAILABLE, message, retry_after_ms=retry_after_ms)
 
 
+class Rejected(Unavailable):
+    """Redis answers, and cannot do it now: out of memory, say. Others may have more luck."""
+
+
 class Fenced(Exception):
     """This attempt no longer holds its run: another attempt does, or the run is over."""
 

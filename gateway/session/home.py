@@ -53,6 +53,7 @@ class Homes:
         self.lease = Lease()
         self.stopping = False
         self._nodes: dict[str, bool] = {}
+        self._strangers: dict[str, float] = {}
         self._heard_at = self._asked_at = float("-inf")
 
     def adopt(self, feed: Feed, view: SessionView) -> None:
@@ -88,6 +89,8 @@ class Homes:
     def heard(self, alive: dict[str, bool], *, interrupted: bool, until: float) -> None:
         """Takes note of which nodes live, as the last beat was told, and until when we do."""
         self._nodes = alive
+        for node in set(self._strangers) & set(alive):
+            del self._strangers[node]
         self.lease.until = until
         if interrupted:
             self._patient_until = self._clock() + self._patience_s
@@ -132,7 +135,7 @@ class Homes:
         if not (feed.home and self._grace_over(feed)):
             return
         if feed.runs and not self.stopping:
-            self._wheel.after(self._grace_s, lambda: self._wake(feed))
+            self.deserted(feed)  # for another grace
             return
         asked_at = feed.home_asked_at
         await self.leave(feed)
@@ -168,8 +171,14 @@ class Homes:
             feed.look()
             return None
 
-    async def take(self, key: SessionKey, user: str, dead_home: str) -> SessionView:
-        """Takes the home of a session that nobody here may have heard of."""
+    async def take(self, key: SessionKey, user: str, dead_home: str) -> SessionView | None:
+        """Takes the home of a session that nobody here may have heard of. None while its home may
+        merely be too young to be known here.
+        """
+        if dead_home not in ("", self._node) and dead_home not in self._nodes:
+            met_at = self._strangers.setdefault(dead_home, self._clock())
+            if met_at >= self._asked_at:  # a beat after we met it will tell
+                return None
         return await self._sessions.open(key, user, node=self._node, dead_home=dead_home)
 
     async def leave(self, feed: Feed) -> None:

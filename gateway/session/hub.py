@@ -199,7 +199,9 @@ class Hub:
         """
         feed = self._feeds.get(key)
         if not (self._homes.stopping or (feed is not None and feed.home)):
-            self.adopt(await self._homes.take(key, user, dead_home))
+            view = await self._homes.take(key, user, dead_home)
+            if view is not None:
+                self.adopt(view)
 
     def drain(self) -> None:
         """The node is going to stop: gives up every home that has no sockets here."""

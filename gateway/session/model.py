@@ -163,7 +163,9 @@ class LogPage:
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """A message to accept. `body` is what `id_conflict` compares; `message` the AG-UI message.
+    """A message to accept. `body_digest` tells `id_conflict`; `message` the AG-UI message.
+
+    With an empty `run_id` nothing new is accepted (`circuit_open`), but what is known is answered.
 
     `run_fields` are further members of `RUN_STARTED.input` as JSON text without braces (tools,
     context, state, forwardedProps), or empty.

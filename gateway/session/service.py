@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -183,17 +184,24 @@ class SessionService:
 
     async def _accept(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
         breakers, tenant = self._hub.breakers, view.key.tenant
-        breakers.admit(tenant, view.agent)
+        closed: Refused | None = None
+        try:
+            breakers.admit(tenant, view.agent)
+        except Refused as refused:
+            closed, new = refused, replace(new, run_id="")  # what is known is answered all the same
         try:
             accepted = await self._sessions.accept(new)
         except Refused as refused:
-            breakers.release(tenant, view.agent)
+            if closed is not None and refused.code == ErrorCode.CIRCUIT_OPEN:
+                raise closed from None
+            if closed is None:
+                breakers.release(tenant, view.agent)
             if refused.code == ErrorCode.SESSION_ENDED:
                 self._hub.ended(view.key)  # followers may have missed it
             raise self._unless_lost(refused, view.key, view.user) from None
         if accepted.run_id and accepted.status != "duplicate":
             self._hub.expect_run(view.key, accepted.run_id)
-        else:
+        elif closed is None:
             breakers.release(tenant, view.agent)
         return await self._acknowledge(new.frame_id, accepted)
 

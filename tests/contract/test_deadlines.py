@@ -240,3 +240,30 @@ async def test_a_dead_node_is_known_for_longer_than_a_session_may_name_it(talk: 
     long_ago = -(QUICK.session_ttl_s * 1000 + 1000)
     await talk.bus.client.zincrby("nodes", long_ago, "dead")
     assert (await talk.bus.deadlines.beat("other"))["dead"] is False
+
+
+async def test_nodes_that_end_a_run_at_the_same_time_do_not_fence_off_each_other(
+    quick_bus: Bus,
+) -> None:
+    talk = Talk(quick_bus)
+    await talk.open()
+    held = await talk.running()
+    await talk.append(held, 0, "A")
+    first = await talk.advance("timeout")
+    second = await talk.advance("timeout")
+    await talk.end_by_force(held.ref.run_id, first)
+    with pytest.raises(Fenced):
+        await talk.end_by_force(held.ref.run_id, second)
+    assert await talk.kinds() == "SEX"
+
+
+async def test_a_session_that_was_followed_for_long_lives_on_when_it_is_left(
+    quick_bus: Bus,
+) -> None:
+    await quick_bus.deadlines.beat("node-a")
+    talk = Talk(quick_bus)
+    await talk.open()
+    await talk.due("expiry")  # a socket was there all the time
+    await quick_bus.sessions.leave(talk.key, talk.node, counted_seq=0)
+    dues = await quick_bus.deadlines.due(1000)
+    assert "expiry" not in {due.kind for due in dues if due.ref.session == talk.key}

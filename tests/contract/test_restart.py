@@ -174,3 +174,20 @@ async def test_the_same_message_id_still_names_its_first_run(talk: Talk) -> None
     assert following is not None
     repeated = await talk.message("hi", frame_id="m1")
     assert (repeated.status, repeated.run_id) == ("duplicate", accepted.run_id)
+
+
+async def test_a_run_that_is_cancelled_while_its_loss_is_looked_at_is_not_made_anew(
+    talk: Talk,
+) -> None:
+    held = await asked(talk)
+    await talk.append(held, 0, "A")
+    advanced = await talk.advance("lease")  # a node reads what it said
+    assert (await talk.cancel()).status == "accepted"
+    assert await talk.end_by_force(held.ref.run_id, advanced, code=advanced.end) is None
+
+
+async def test_who_interrupts_a_run_that_is_lost_then_goes_first(talk: Talk) -> None:
+    held = await asked(talk)
+    await talk.append(held, 0, "A")
+    mine = await talk.message("instead", when_busy="interrupt")
+    assert await talk.finish(held, 1, kind="X", code="worker_lost") == mine.run_id

@@ -10,6 +10,7 @@ from support.talk import Talk, event
 
 from gateway.bus import keys
 from gateway.bus.bus import Bus
+from gateway.session.errors import Fenced
 from gateway.session.model import AgentEvent, Claim, Limits
 from protocol.frames import Cursor
 
@@ -210,3 +211,23 @@ async def test_followers_of_sessions_that_redis_forgot_are_told_and_go_on(talk: 
             assert client.resets == ["writes_lost"]
             assert client.seqs == [1, 2, 3, 4, 5]
             assert client.closed is None
+
+
+async def test_a_loss_that_only_a_worker_can_prove_is_told(talk: Talk) -> None:
+    """The node that saw the lost events died with them; soon others have their numbers."""
+    held = await talk.running()
+    await talk.append(held, 0, "A", "B")
+    client = talk.bus.client
+    before = {
+        name: await client.dump(name) for name in await client.keys(f"*{talk.key.session_id}*")
+    }
+    await talk.append(held, 2, "C", "D", "E")
+    cursor = Cursor(talk.epoch, 6)
+    for name, value in before.items():
+        await client.restore(name, 0, value, replace=True)
+    with pytest.raises(Fenced):
+        await talk.append(held, 5, "F")
+    async with following(talk.bus) as node:
+        late = await node.join(talk.key, cursor)
+        await until(lambda: late.frames)
+        assert late.resets == ["epoch_changed"]

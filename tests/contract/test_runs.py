@@ -65,6 +65,9 @@ async def test_an_append_beyond_a_hole_is_refused(talk: Talk) -> None:
     claim = await talk.running()
     with pytest.raises(Fenced):
         await talk.append(claim, 1, "B")
+    epoch = talk.epoch
+    await talk.open()
+    assert talk.epoch != epoch, "what was before it is lost, which followers must be told"
     assert await talk.kinds() == "S"
 
 

@@ -4,6 +4,8 @@ The rows are the states, the columns `message`, `answer`, `tool_result` and `can
 `expired` is in test_deadlines.py.
 """
 
+from typing import Any
+
 import pytest
 from support.talk import Talk, event
 
@@ -262,3 +264,15 @@ async def test_a_foreign_session_does_not_exist(bus: Bus) -> None:
     unknown = Talk(bus)
     assert await refused(unknown.open(agent=None)) is ErrorCode.SESSION_NOT_FOUND
     assert await refused(unknown.message()) is ErrorCode.SESSION_NOT_FOUND
+
+
+@pytest.mark.parametrize("asked", [{"interrupts": b'[{"id":"q1"}]'}, {"pending_tools": ["t1"]}])
+async def test_a_question_of_an_agent_that_was_told_to_stop_holds_nobody_up(
+    bus: Bus, asked: dict[str, Any]
+) -> None:
+    talk, held = await at(bus, "running")
+    assert held is not None
+    mine = await talk.message("instead", when_busy="interrupt")
+    assert await talk.finish(held, kind="I", **asked) == mine.run_id
+    assert await talk.state() == "queued"
+    assert (await talk.events(held.ref.run_id))[-2:] == ["RUN_FINISHED", "CUSTOM"]

@@ -250,6 +250,8 @@ class LittleBus:
             if known[1] != new.body_digest:
                 raise Refused(ErrorCode.ID_CONFLICT, "this id was used with another content")
             return Accepted("duplicate", known[0], None, session.agent)
+        if not new.run_id:
+            raise Refused(ErrorCode.CIRCUIT_OPEN, "nothing new is accepted")
         session.ids[new.frame_id] = (new.run_id, new.body_digest)
         self.accepted.append(new)
         return Accepted("accepted", new.run_id, RunRef(*new.key, new.run_id), session.agent)

@@ -106,9 +106,13 @@ local function end_with(code)
 end
 
 -- For a deadline that nothing can move: its worker is fenced off now, so that it cannot go on
--- appending while what it said is read.
+-- appending while what it said is read. Once: nodes that read at the same time do not fence off each
+-- other.
 local function cut_off(code)
-  run.attempt = int(redis.call('HINCRBY', run_key(run_id), 'attempt', 1))
+  if run.cut == '' then
+    run.attempt = int(redis.call('HINCRBY', run_key(run_id), 'attempt', 1))
+    redis.call('HSET', run_key(run_id), 'cut', 1)
+  end
   return end_with(code)
 end
 

@@ -10,12 +10,12 @@
 local run_id, attempt, ordinal = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local run = get(run_key(run_id), 'status', 'attempt', 'ordinal', 'events', 'bytes')
 if run.attempt ~= attempt or (run.status ~= 'running' and run.status ~= 'cancelling') then
-  return refuse('fenced')
+  return fence(get(K.session, 'epoch'), run, attempt, ordinal)
 end
 local count = (#ARGV - 5) / 2
 local applied = tonumber(run.ordinal) - ordinal
 if applied < 0 then
-  return refuse('fenced')  -- events before these are missing: Redis lost them
+  return fence(get(K.session, 'epoch'), run, attempt, ordinal)
 end
 if applied >= count then
   return tonumber(redis.call('HGET', K.session, 'seq'))

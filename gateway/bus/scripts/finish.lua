@@ -9,8 +9,8 @@
 -- Guarantees: terminal event, transcript, journal, the session's state and its next run change in
 --       one step; fenced by attempt and ordinal, and a deadline must still be there and have
 --       passed; the same call again changes nothing and answers the same. A restartable run that
---       lost its worker is followed by a new one with the fresh id, at most so often that all of
---       them together have as many attempts as one may have.
+--       lost its worker, and was not cancelled, is followed by a new one with the fresh id, at most
+--       so often that all of them together have as many attempts as one may have.
 
 local run_id, attempt, ordinal = unpack(ARGV, 1, 3)
 local by_worker = ARGV[4] == 'worker'
@@ -26,7 +26,7 @@ end
 local held = run.status == 'running' or run.status == 'cancelling'
   or (run.status == 'queued' and not by_worker)
 if not held or run.attempt ~= attempt or run.ordinal ~= ordinal then
-  return refuse('fenced')
+  return fence(session, run, attempt, ordinal)
 end
 if not by_worker then
   local passed = false
@@ -50,7 +50,7 @@ local messages = {}
 for i = 15, #ARGV do
   messages[#messages + 1] = ARGV[i]
 end
-local restart = ARGV[12] == 'worker_lost' and run.restartable == '1'
+local restart = ARGV[12] == 'worker_lost' and run.restartable == '1' and run.status == 'running'
   and tonumber(run.attempt) < limits.max_attempts
 local next_id = end_run(session, run_id, run, limits, { kind = ARGV[5], event = ARGV[6],
   out = rest, into = ARGV[8] ~= '' and ARGV[8] or '0', interrupts = ARGV[9],

@@ -109,6 +109,17 @@ local function header_word(text)
   return text and string.match(text, '^[%w_.:-]+$') or '-'
 end
 
+-- Refuses a worker. One that holds a later attempt than is known here, or has appended more, proves
+-- that Redis lost writes: a new epoch begins, since nobody else may have seen them.
+local function fence(session, run, attempt, ordinal)
+  local known = tonumber(run.attempt)
+  if known and (known < tonumber(attempt)
+    or (known == tonumber(attempt) and tonumber(run.ordinal) < tonumber(ordinal))) then
+    begin_epoch(session, 'w' .. int(now))
+  end
+  return refuse('fenced')
+end
+
 -- Appends one event; `o` has out, into, role, task, claimed, code where they apply. Answers the entry
 -- (header LF frame), which the caller publishes.
 local function emit(epoch, run_id, kind, event, o)
@@ -227,6 +238,7 @@ end
 local function queue_run(run_id, limits)
   redis.call('HSET', K.session, 'open', run_id, 'state', 'queued')
   redis.call('HSET', run_key(run_id), 'status', 'queued', 'queued_ms', int(now), 'dispatches', 0)
+  redis.call('HDEL', run_key(run_id), 'cut')
   set_due('dispatch', run_id, now + limits.dispatch_retry_ms)
   set_due('wait', run_id, now + limits.queue_wait_ms)
   if redis.call('HGET', K.session, 'on_detach') == 'cancel' then
@@ -259,7 +271,7 @@ end
 local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
   'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
   'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
-  'restarts', 'said' }
+  'restarts', 'said', 'cut' }
 
 local function get_run(run_id)
   return get(run_key(run_id), unpack(RUN_FIELDS))
@@ -350,6 +362,26 @@ local function conversation(run)
   return messages
 end
 
+local function forget_input()
+  redis.call('HDEL', K.session, 'interrupts', 'pending_tools')
+  redis.call('DEL', K.tool_results)
+  clear_due('input')
+end
+
+-- Forgets what awaits input; followers learn it from a notice in the log.
+local function abandon_input(session, why)
+  forget_input()
+  redis.call('HSET', K.session, 'state', 'idle')
+  publish({ emit(session.epoch, session.asked_by, 'N',
+    '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
+end
+
+-- WAIT speaks of the writes of its own connection, and a repeated call has nothing to write. With
+-- this it stands behind what the first call wrote, on another connection perhaps.
+local function note_repetition()
+  redis.call('HSET', K.session, 'repeated_ms', int(now))
+end
+
 -- Ends the open run and moves the session on: to its question, or to its next run, which is answered
 -- (or ''), to be dispatched. `o` as for `write_end`, and interrupts, pending_tools, restart_as (the
 -- id of a run that takes this one's place).
@@ -366,7 +398,10 @@ local function end_run(session, run_id, run, limits, o)
   end
   local interrupts = o.interrupts or ''
   local pending_tools = o.pending_tools or ''
-  if interrupts ~= '' or pending_tools ~= '' then
+  if (interrupts ~= '' or pending_tools ~= '') and run.status == 'cancelling' then
+    session.asked_by = run_id
+    abandon_input(session, 'abandoned')  -- it asked after it was told to stop
+  elseif interrupts ~= '' or pending_tools ~= '' then
     redis.call('HSET', K.session, 'state', 'awaiting_input', 'interrupts', interrupts,
       'pending_tools', pending_tools, 'asked_by', run_id)
     set_due('input', '', now + limits.interrupt_ttl_ms)
@@ -396,26 +431,6 @@ local function cancel_open(session, limits)
   return ''
 end
 
-local function forget_input()
-  redis.call('HDEL', K.session, 'interrupts', 'pending_tools')
-  redis.call('DEL', K.tool_results)
-  clear_due('input')
-end
-
--- Forgets what awaits input; followers learn it from a notice in the log.
-local function abandon_input(session, why)
-  forget_input()
-  redis.call('HSET', K.session, 'state', 'idle')
-  publish({ emit(session.epoch, session.asked_by, 'N',
-    '{"type":"CUSTOM","name":"nooble.input_closed","value":{"reason":"' .. why .. '"}}') })
-end
-
--- WAIT speaks of the writes of its own connection, and a repeated call has nothing to write. With
--- this it stands behind what the first call wrote, on another connection perhaps.
-local function note_repetition()
-  redis.call('HSET', K.session, 'repeated_ms', int(now))
-end
-
 -- What every command of a client begins with. Answers what the caller must return at once (a refusal,
 -- or the answer that this frame id got before), or nil. `run_id` is the run that the call would make:
 -- a known id with that very run is our own repetition after a lost answer, not the client's.
@@ -432,13 +447,16 @@ local function admit(session, o)
     note_repetition()
     local status = known ~= '' and redis.call('HGET', run_key(known), 'status') or ''
     local answer = 'duplicate'
-    if known == o.run_id then
+    if known ~= '' and known == o.run_id then
       answer = status == 'pending' and 'queued' or 'accepted'
     end
     return { answer, known, status == 'queued' and known or '', session.agent }
   end
   if session.state == 'ended' then
     return refuse('session_ended', 'this session is over')
+  end
+  if o.run_id == '' then
+    return refuse('circuit_open', 'nothing new is accepted')
   end
 end
 

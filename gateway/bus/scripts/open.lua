@@ -34,7 +34,8 @@ end
 if session.user ~= user then
   return refuse('session_not_found', 'no such session')
 end
-if ARGV[10] ~= '' and redis.call('HGET', K.session, 'made_of') ~= ARGV[10] then
+local made_of = redis.call('HGET', K.session, 'made_of')
+if ARGV[10] ~= '' and made_of ~= '' and made_of ~= ARGV[10] then
   return refuse('id_conflict', 'this key was used for another session')
 end
 if session.state == 'ended' then
@@ -48,6 +49,9 @@ if created == 0 and vacant and node ~= '' then
   session.made_by = ''
   redis.call('HSET', K.session, 'home', node, 'home_seq', session.home_seq, 'made_by', '')
   homed = 1
+  if dead_home ~= '' then
+    redis.call('SPUBLISH', K.events, '!home')  -- in case it lives after all
+  end
 end
 set_due('expiry', '', now + limits.session_ttl_ms)
 if ARGV[9] == '1' then

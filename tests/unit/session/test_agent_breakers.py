@@ -148,11 +148,10 @@ async def failing(world) -> None:
 async def test_the_node_hears_how_runs_end_in_what_it_follows(world, service) -> None:
     await failing(world)
     view = await world.bus.open(KEY, "anonymous", node="n1")
-    calls = world.bus.calls["accept"]
     with pytest.raises(Refused) as caught:
         await service.message(view, Message("m1", "hi"))
     assert caught.value.code is ErrorCode.CIRCUIT_OPEN
-    assert world.bus.calls["accept"] == calls
+    assert world.bus.accepted == []
     assert world.probe.breakers["agent:demo"] == (OPEN, 5)
 
 
@@ -181,3 +180,22 @@ async def test_a_message_that_was_refused_is_no_probe(world, service) -> None:
     with pytest.raises(Refused) as caught:
         await service.message(view, Message("m2", "hi"))
     assert caught.value.code is ErrorCode.CIRCUIT_OPEN
+
+
+async def test_what_was_accepted_before_is_answered_while_the_agent_is_left_alone(
+    world, service
+) -> None:
+    """Its acknowledgement was lost, and the client sends it again."""
+    world.bus.make()
+    await world.join()
+    view = await world.bus.open(KEY, "anonymous", node="n1")
+    ack = await service.message(view, Message("m1", "hi"))
+    for _ in range(5):
+        world.clock.now += SPAN_S
+        world.hub.breakers.ended(KEY.tenant, view.agent, "X", "internal")
+    again = await service.message(view, Message("m1", "hi"))
+    assert (again.status, again.run_id) == ("duplicate", ack.run_id)
+    with pytest.raises(Refused) as caught:
+        await service.message(view, Message("m2", "hi"))
+    assert caught.value.code == ErrorCode.CIRCUIT_OPEN
+    assert caught.value.retry_after_ms

@@ -10,7 +10,7 @@ from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
-from gateway.session.errors import Fenced, Unavailable
+from gateway.session.errors import Fenced, Rejected, Unavailable
 from gateway.session.model import Advanced, Due, Ending, RunRef, SessionKey
 from protocol.frames import Cursor
 
@@ -127,6 +127,23 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+async def test_what_redis_refuses_stops_no_other_and_is_no_interruption(bench):
+    """Out of memory, say: expiry, which would free some, must go on."""
+    bench.deadlines.add("dispatch", Rejected())
+    bench.deadlines.add("lease", Advanced(), "r2")
+    await bench.sweeps(31)
+    assert bench.acted["lease"] == 1
+
+
+async def test_a_pause_of_redis_alone_ends_no_waiting_run(bench):
+    """Workers must have had the time to come back for it."""
+    bench.deadlines.add("wait", Advanced())
+    await bench.sweeps(5)
+    assert bench.acted == {}
+    await bench.sweeps(1)
+    assert bench.acted == {"wait": 1}
 
 
 async def test_a_new_node_judges_no_lease_before_one_lease_has_passed(bench):

@@ -432,6 +432,7 @@ async def test_an_orphan_with_an_open_run_is_adopted_without_a_socket(world):
     session = world.bus.make(home="dead")
     world.bus.append("S")
     world.bus.append("E", out=1)
+    world.hub.heard({"n1": True, "dead": False}, interrupted=False)
     await world.hub.take_home(KEY, "anonymous", "dead")
     assert session.home == "n1"
     world.bus.append("E", out=10)
@@ -461,6 +462,7 @@ async def test_a_creation_counts_with_the_node_that_made_it(world):
     """If that node is dead, so are its counters; who takes the home over counts no creation."""
     session = world.bus.make(home="dead")
     session.made_by = "dead"
+    world.hub.heard({"n1": True, "dead": False}, interrupted=False)
     await world.hub.take_home(KEY, "anonymous", "dead")
     assert (world.probe.facts["created"], world.probe.facts["active"]) == (0, 1)
 
@@ -478,3 +480,42 @@ async def test_a_session_that_is_made_again_is_not_created_again(world, home):
     assert world.bus.sessions[KEY] is not session
     assert world.probe.facts["created"] == 0
     assert world.probe.facts["active"] == 1
+
+
+async def test_a_home_learns_that_it_is_not(world):
+    """Somebody took it for dead, and what told it was lost."""
+    session = world.bus.make()
+    await world.join()
+    assert world.probe.facts["active"] == 1
+    session.home, session.home_seq = "n2", session.seq
+    await world.pass_time(600)
+    assert world.probe.facts["active"] == 0
+
+
+async def test_a_home_that_is_too_young_to_be_known_is_not_taken(world):
+    world.bus.make(home="young")
+    world.hub.heard({"n1": True}, interrupted=False)
+    await world.hub.take_home(KEY, "anonymous", "young")
+    assert world.bus.sessions[KEY].home == "young"
+    await world.pass_time(1)
+    world.hub.heard({"n1": True, "young": True}, interrupted=False)
+    await world.pass_time(1)
+    world.hub.heard({"n1": True}, interrupted=False)  # now forgotten, for being dead so long
+    await world.hub.take_home(KEY, "anonymous", "young")
+    for _ in range(2):
+        await world.pass_time(1)
+        world.hub.heard({"n1": True}, interrupted=False)
+    await world.hub.take_home(KEY, "anonymous", "young")
+    assert world.bus.sessions[KEY].home == "n1"
+
+
+async def test_a_deserted_home_asks_once_a_grace_while_its_run_is_quiet(world):
+    world.bus.make()
+    client = await world.join()
+    world.bus.append("S")
+    world.bus.sessions[KEY].open_run = "r1"
+    world.hub.detach(client.attachment)
+    await world.pass_time(600)
+    asked = world.bus.calls["open"]
+    await world.pass_time(600)
+    assert world.bus.calls["open"] - asked <= 12
