@@ -7,6 +7,8 @@ from protocol.frames import Error
 class Refusal(Exception):
     """The server refused a command; nothing has happened.
 
+    Only after `unavailable` it may have: repeat a message with the same `id`, and it is done once.
+
     Attributes:
         code: the error code of the wire, such as `busy`.
         message: for a person.

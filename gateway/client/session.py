@@ -96,6 +96,7 @@ class Session:
         context: Sequence[JsonObject] | None = None,
         state: Any | UnsetType = UNSET,
         metadata: JsonObject | None = None,
+        id: str | None = None,
     ) -> Run:
         """Sends a user message; returns the run that answers it.
 
@@ -106,10 +107,11 @@ class Session:
             context: AG-UI context for the agent.
             state: the shared state, when this client sets it.
             metadata: anything for the agent.
+            id: names the message. The same id again, as after `unavailable`, makes no second run.
         """
         return await self._start(
             Message(
-                id=new_id(),
+                id=id or new_id(),
                 content=content,
                 when_busy=when_busy,
                 tools=None if tools is None else list(tools),

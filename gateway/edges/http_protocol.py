@@ -1,5 +1,5 @@
 """What uvicorn's HTTP protocol lacks against a peer that means no good, or is merely broken: a head
-that never ends, or never comes, is bounded in bytes and in time.
+that never ends, or never comes, is bounded in bytes and in time, and so is what it does not read.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.edges.socket import SLICE_BYTES
+from gateway.edges.socket import SLICE_BYTES, keep_little_in_kernel
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -22,6 +22,9 @@ HEAD_TIMEOUT_S = 10.0
 
 BODY_TIMEOUT_S = 30.0
 """From the end of the headers to the end of the body."""
+
+UNREAD_TIMEOUT_S = 30.0
+"""How long a client may leave a response unread, once no more of it can be kept or none follows."""
 
 MAX_PIPELINED = 16
 """How many requests may wait on one connection for the answer to the one before."""
@@ -44,17 +47,36 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """As asyncio calls it."""
         super().connection_made(transport)
+        keep_little_in_kernel(transport)
         self._expect_within(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio calls it."""
         self._expect_nothing()
+        self._stop_unread()
+        self.pipeline.clear()  # nobody is left to be answered
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """As asyncio calls it: the client does not read."""
+        super().pause_writing()
+        self._cut_off_unread()
+
+    def resume_writing(self) -> None:
+        """As asyncio calls it: it has read."""
+        super().resume_writing()
+        self._stop_unread()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No further request came: closes, also when the last response is not read."""
+        super().timeout_keep_alive_handler()
+        self._cut_off_unread()
 
     def data_received(self, data: bytes) -> None:
         """As asyncio calls it; a head is parsed no further than it may be long."""
@@ -121,6 +143,15 @@ class HttpProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _cut_off_unread(self) -> None:
+        if self._unread is None:
+            self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+
+    def _stop_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _give_up(self) -> None:
         if self.flow.read_paused:  # by ourselves: the peer is not late

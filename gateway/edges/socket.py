@@ -14,10 +14,14 @@ Nothing here knows frames of ours: it is about bytes, time and memory, below the
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from asyncio.transports import BaseTransport
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -90,18 +94,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._deaf = False
         self._written_bytes = 0
         self._drained_bytes = 0
+        self._before_ping = 0
         self._message_began_at = 0.0
 
     # --- as asyncio calls it ----------------------------------------------------------------------
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        """The connection stands."""
-        super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock.family in {socket.AF_INET, socket.AF_INET6} and hasattr(
-            socket, "TCP_NOTSENT_LOWAT"
-        ):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BYTES)
 
     def data_received(self, data: bytes) -> None:
         """Parses it, a slice per turn of the loop."""
@@ -116,6 +112,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._backlog += data
             self.transport.pause_reading()
             self._read_on()
+
+    def eof_received(self) -> None:
+        """The peer sends no more. What it was sent is still delivered, if it reads soon."""
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006, "reason": ""})
+        self._cut_off_soon()
 
     def resume_writing(self) -> None:
         """The socket has taken most of what was written."""
@@ -158,7 +159,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     @property
     def drained_bytes(self) -> int:
         """What the kernel has taken of all that was written: it grows while the peer reads."""
-        return self._written_bytes - self.unread_bytes
+        return self._written_bytes - self.unread_bytes - _unacknowledged_bytes(self.transport)
 
     def write(self, texts: Iterable[bytes]) -> None:
         """Sends text messages in one write, or none when the connection is not open any more.
@@ -305,15 +306,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_keepalive_ping(self) -> None:
         """Asks whether the peer lives."""
-        super().send_keepalive_ping()
+        self._before_ping = self._written_bytes
         self._drained_bytes = self.drained_bytes
+        super().send_keepalive_ping()
 
     def keepalive_timeout(self) -> None:
         """No pong came. A peer that reads, if slowly, has the bytes before our ping to read first,
         and is given more time; else this closes with our code for it, and waits no longer.
         """
         before, self._drained_bytes = self._drained_bytes, self.drained_bytes
-        if self._drained_bytes > before and self.ping_timeout is not None:
+        reads = self._drained_bytes > before and before < self._before_ping
+        if reads and self.ping_timeout is not None:
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         self.pong_timer = None
@@ -344,6 +347,23 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _cut_off_soon(self) -> None:
         if self._linger is None and not self.disconnected:
             self._linger = self.loop.call_later(LINGER_S, self.transport.abort)
+
+
+def keep_little_in_kernel(transport: BaseTransport) -> None:
+    """Bounds what the kernel holds unsent for a peer, where it can be told (see `KERNEL_BYTES`)."""
+    sock = transport.get_extra_info("socket")
+    if sock.family in {socket.AF_INET, socket.AF_INET6} and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BYTES)
+
+
+def _unacknowledged_bytes(transport: BaseTransport) -> int:
+    """What the kernel has, and the peer's has not; 0 where it cannot be asked."""
+    with suppress(OSError, ValueError):  # ValueError: it is closed
+        answer = fcntl.ioctl(
+            transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4)
+        )
+        return int.from_bytes(answer, sys.byteorder)
+    return 0
 
 
 def _header(length: int) -> bytes:

@@ -331,6 +331,8 @@ class Hub:
             await self._make_again(feed)
             return True
         if page.status != "ok":
+            if page.status != "trimmed":
+                self._probe.writes_lost()
             feed.restart(Cursor(page.epoch, page.last_seq))
             feed.verify_home = True  # which of its runs survived, the same answer tells
             self._enqueue(feed)
@@ -352,6 +354,7 @@ class Hub:
             feed.over = True
             self._finish(feed, CloseCode.SESSION_ENDED)
             return
+        self._probe.writes_lost()
         feed.restart(view.cursor)
         self.adopt(view)
 

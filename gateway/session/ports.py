@@ -276,6 +276,10 @@ class Probe(Protocol):
         """It is gone."""
         ...
 
+    def writes_lost(self) -> None:
+        """Redis lost writes of a session that this node follows; its clients are told."""
+        ...
+
     def pubsub_gap(self) -> None:
         """The numbers of a session's pushes jumped."""
         ...

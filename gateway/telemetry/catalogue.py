@@ -102,6 +102,11 @@ OUTBOUND_BUFFER_BYTES = Gauge(
     "Bytes that wait in this process to be taken by WebSocket clients, over all connections. As of "
     "the scrape.",
 )
+REDIS_WRITES_LOST_TOTAL = Counter(
+    "redis_writes_lost_total",
+    "Sessions of which Redis lost writes, as this node found while it followed them: a new epoch "
+    "began, and their clients got `reset`.",
+)
 PUBSUB_GAPS_TOTAL = Counter(
     "pubsub_gaps_total",
     "Jumps in the numbers of a session's pushed events: one before was lost, or is late.",
@@ -145,6 +150,7 @@ CATALOGUE: tuple[Metric, ...] = (
     DRAINING,
     SLOW_CONSUMERS,
     OUTBOUND_BUFFER_BYTES,
+    REDIS_WRITES_LOST_TOTAL,
     PUBSUB_GAPS_TOTAL,
     PUBSUB_REPAIRED_EVENTS_TOTAL,
     CIRCUIT_BREAKER_STATE,

@@ -7,9 +7,11 @@ Series start at zero as soon as their tenant, or tenant and agent, is known: exc
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
 """
 
+import time
 from typing import Literal
 
 from aioprometheus.collectors import Registry
+from loguru import logger
 
 from gateway.session.breaker import Breaker
 from gateway.session.model import Role
@@ -19,6 +21,9 @@ from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
 
 OTHER = "other"
+
+LOST_QUIET_S = 10.0
+"""One line says that Redis lost writes, however many sessions it concerns."""
 
 STREAK = 4
 """So many failures in a row are a streak: more than three."""
@@ -42,6 +47,8 @@ class Telemetry:
         self._draining = self._series.gauge(catalogue.DRAINING)
         self._slow = self._series.gauge(catalogue.SLOW_CONSUMERS)
         self._outbound = self._series.gauge(catalogue.OUTBOUND_BUFFER_BYTES)
+        self._lost = self._series.counter(catalogue.REDIS_WRITES_LOST_TOTAL)
+        self._lost_said_at = float("-inf")
         self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._by_service: dict[str, _ServiceMetrics] = {}
@@ -54,6 +61,14 @@ class Telemetry:
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
         self._of_tenant(self._tenants.find(tenant)).connections.add(-1)
+
+    def writes_lost(self) -> None:
+        """Redis lost writes of a session that this node follows; its clients are told."""
+        self._lost.inc()
+        now = time.monotonic()
+        if now - self._lost_said_at > LOST_QUIET_S:  # one line, however many sessions
+            self._lost_said_at = now
+            logger.warning("Redis lost writes: sessions begin a new epoch, and clients are told")
 
     def pubsub_gap(self) -> None:
         """The numbers of a session's pushes jumped."""

@@ -380,6 +380,9 @@ class CountingProbe:
     def connection_closed(self, tenant: str) -> None:
         self.facts[f"connections {tenant}"] -= 1
 
+    def writes_lost(self) -> None:
+        self.facts["writes lost"] += 1
+
     def pubsub_gap(self) -> None:
         self.facts["gaps"] += 1
 

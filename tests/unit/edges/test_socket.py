@@ -245,6 +245,61 @@ async def test_a_peer_that_drains_nothing_is_closed_4408():
         assert (await client.rest()).endswith(close_frame(4408))
 
 
+async def test_a_silent_peer_is_closed_4408_though_a_little_is_sent_to_it_all_the_time():
+    """Its kernel takes that; nobody reads it."""
+    impatient = serving(ws_ping_interval=0.1, ws_ping_timeout=0.3)
+    async with impatient as node, raw.websocket(node.port) as client:
+        client.send(frame(TEXT, OPEN))
+        await until(lambda: node.probe.facts["connections default"])
+        [key], [protocol] = node.bus.sessions, node.protocols
+        async with asyncio.timeout(5):
+            while not protocol.transport.is_closing():
+                node.bus.append(event={"type": "CUSTOM", "value": "x"}, key=key)
+                await asyncio.sleep(0.02)
+        assert (await client.rest()).endswith(close_frame(4408))
+
+
+async def test_a_peer_that_sends_no_more_is_let_go_whether_it_reads_or_not(node, monkeypatch):
+    monkeypatch.setattr(edge_socket, "LINGER_S", 0.3)
+    async with raw.websocket(node.port) as client:
+        client.send(frame(TEXT, OPEN))
+        await until(lambda: node.probe.facts["connections default"])
+        [key], [protocol] = node.bus.sessions, node.protocols
+        while protocol.writable.is_set():
+            node.bus.append(event={"type": "CUSTOM", "value": "x" * 10_000}, key=key)
+            await asyncio.sleep(0)
+        client.writer.write_eof()
+        await until(lambda: node.edge.open_sockets == 0)
+        await until(lambda: node.protocols == [])
+
+
+async def test_responses_that_nobody_reads_are_not_kept_for_ever(node, monkeypatch):
+    monkeypatch.setattr(http_protocol, "UNREAD_TIMEOUT_S", 0.3)
+    assert node.server is not None
+    connections = node.server.server_state.connections
+    with socket.socket() as small:
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        small.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(small, ("127.0.0.1", node.port))
+        get = b"GET /web/nooble.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        await until(lambda: connections)
+        [protocol] = connections
+        state = node.server.server_state
+        for number in range(1, 101):
+            await loop.sock_sendall(small, get)
+            await until(
+                lambda number=number: (
+                    protocol.flow.write_paused
+                    or (state.total_requests == number and protocol.cycle.response_complete)
+                )
+            )
+            if protocol.flow.write_paused:
+                break
+        assert protocol.flow.write_paused
+        await until(lambda: not connections)
+
+
 async def test_the_kernel_keeps_little_of_what_a_peer_does_not_read(node):
     """Or a thousand such peers would cost gigabytes that no count of ours shows."""
     async with raw.websocket(node.port) as client:

@@ -44,6 +44,7 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "draining": ("Gauge", ()),
         "slow_consumers": ("Gauge", ()),
         "outbound_buffer_bytes": ("Gauge", ()),
+        "redis_writes_lost_total": ("Counter", ()),
         "pubsub_gaps_total": ("Counter", ()),
         "pubsub_repaired_events_total": ("Counter", ()),
         "circuit_breaker_state": ("Gauge", ("service",)),
