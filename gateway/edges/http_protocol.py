@@ -71,7 +71,8 @@ class HttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """As asyncio calls it: it has read."""
         super().resume_writing()
-        self._stop_unread()
+        if not self.transport.is_closing():  # else a rest may be left, for which nobody waits
+            self._stop_unread()
 
     def timeout_keep_alive_handler(self) -> None:
         """No further request came: closes, also when the last response is not read."""

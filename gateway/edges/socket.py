@@ -158,7 +158,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def drained_bytes(self) -> int:
-        """What the kernel has taken of all that was written: it grows while the peer reads."""
+        """What the peer's side has acknowledged of all that was written, or, where the kernel cannot
+        be asked for that, what the kernel has taken: it grows while the peer reads.
+        """
         return self._written_bytes - self.unread_bytes - _unacknowledged_bytes(self.transport)
 
     def write(self, texts: Iterable[bytes]) -> None:

@@ -36,7 +36,8 @@ class Sweep:
 
     While Redis was away no worker could renew its lease: after an interruption, and at the start
     of a node, which cannot know, nobody's lease is judged before one full lease has passed. Nor
-    is it said of a session that its clients are gone before one full resume grace has.
+    is it said of a session that its clients are gone before one full resume grace has, or of a
+    waiting run that nobody came for it before workers had the time to come back.
     """
 
     def __init__(
