@@ -158,8 +158,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def drained_bytes(self) -> int:
-        """What the peer's side has acknowledged of all that was written, or, where the kernel cannot
-        be asked for that, what the kernel has taken: it grows while the peer reads.
+        """What the peer's side has acknowledged of all that was written (where the kernel cannot be
+        asked for that: what the kernel has taken). It grows while the peer reads.
         """
         return self._written_bytes - self.unread_bytes - _unacknowledged_bytes(self.transport)
 
