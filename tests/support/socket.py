@@ -21,6 +21,7 @@ class Socket:
         """`connection` is open."""
         self.connection = connection
         self.events: list[dict[str, Any]] = []
+        self._looked_at = 0  # of `events`, by `until_event`
         self.opened: dict[str, Any] = {}
         self.snapshot: dict[str, Any] | None = None
 
@@ -46,11 +47,18 @@ class Socket:
                 return frame
 
     async def until_event(self, *kinds: str) -> dict[str, Any]:
-        """Receives until an event of one of those types has come."""
+        """The next event of one of those types.
+
+        The first call begins at the first event of all, each later one after the event that the
+        last one answered: an event that came before the answer to a frame is not passed over.
+        """
         while True:
-            frame = await self.receive()
-            if frame["type"] == "event" and frame["event"]["type"] in kinds:
-                return frame
+            while self._looked_at < len(self.events):
+                frame = self.events[self._looked_at]
+                self._looked_at += 1
+                if frame["event"]["type"] in kinds:
+                    return frame
+            await self.receive()
 
     async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Sends a frame and waits for its `ack` or `error`."""
