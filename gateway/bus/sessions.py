@@ -7,6 +7,7 @@ import msgspec
 
 from gateway.bus import keys
 from gateway.bus.scripts import Argument, Scripts
+from gateway.session.archive import Recalled
 from gateway.session.model import (
     Accepted,
     Closed,
@@ -82,6 +83,7 @@ class RedisSessions:
         on_detach: OnDetach = "continue",
         attending: bool = False,
         digest: str = "",
+        recalled: Recalled | None = None,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
         answer = await self._call(

@@ -112,6 +112,7 @@ class SnapshotSource:
 
     Attributes:
         messages: the live transcript, each an AG-UI message as JSON.
+        message_runs: the run that each of them belongs to.
         state: the shared state as JSON, when the agent has set one.
         first_seq: of the open run's `RUN_STARTED`; 0 when no run is open.
     """
@@ -121,6 +122,7 @@ class SnapshotSource:
     state: bytes | None
     open_run: str = ""
     first_seq: int = 0
+    message_runs: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
+from gateway.session.archive import Recalled
 from gateway.session.model import (
     Accepted,
     Advanced,
@@ -51,8 +52,13 @@ class Sessions(Protocol):
         on_detach: OnDetach = "continue",
         attending: bool = False,
         digest: str = "",
+        recalled: Recalled | None = None,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none.
+
+        With an empty `node` it only looks: no home is taken and no life prolonged. `recalled` is
+        what a session begins with that the archive knows; it was created before, and nobody
+        creates it anew in between.
 
         `dead_home` names a node that is known to be dead: its home is taken over. `attending` says
         that the node has clients on the session: a session that was created with `on_detach`
