@@ -1,0 +1,1 @@
+"""SQL: history for good."""
