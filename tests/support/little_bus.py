@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.archive import Recalled
 from gateway.session.entry import TERMINAL_KINDS, read_entry
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import (
@@ -49,6 +50,7 @@ class Session:
     log: list[bytes] = field(default_factory=list)
     trimmed: int = 0
     messages: list[bytes] = field(default_factory=list)
+    message_runs: list[str] = field(default_factory=list)
     state: bytes | None = None
     open_run: str = ""
     run_from: int = 0
@@ -212,6 +214,7 @@ class LittleBus:
         on_detach: OnDetach = "continue",
         attending: bool = False,
         digest: str = "",
+        recalled: Recalled | None = None,
     ) -> SessionView:
         await self._call("open")
         self.calls["attend"] += attending
@@ -221,7 +224,8 @@ class LittleBus:
         session = self._find(key, user)
         if digest and session.made_of != digest:
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
-        homed = session.home == "" or (session.home == dead_home != node)
+        vacant = session.home == "" or (session.home == dead_home != node)
+        homed = vacant and node != ""
         if homed:
             session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
             session.home, session.made_by = node, ""
@@ -319,6 +323,7 @@ class LittleBus:
             session.state,
             session.open_run,
             session.run_from if session.open_run else 0,
+            list(session.message_runs),
         )
         if self.gate is not None:
             await self.gate.wait()
