@@ -218,14 +218,19 @@ class LittleBus:
     ) -> SessionView:
         await self._call("open")
         self.calls["attend"] += attending
+        if recalled is not None:
+            agent, on_detach = recalled.agent, recalled.on_detach
         created = agent is not None and key not in self.sessions
         if created:
-            self._make(key, user, agent, node, on_detach, digest, node)
+            made = self._make(key, user, agent, node, on_detach, digest, node)
+            if recalled is not None:
+                made.messages = [message for _, message in recalled.messages]
+                made.message_runs = [run_id for run_id, _ in recalled.messages]
+                made.state = recalled.state
         session = self._find(key, user)
         if digest and session.made_of != digest:
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
-        vacant = session.home == "" or (session.home == dead_home != node)
-        homed = vacant and node != ""
+        homed = node != "" and (session.home == "" or (session.home == dead_home != node))
         if homed:
             session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
             session.home, session.made_by = node, ""

@@ -19,10 +19,14 @@ if redis.call('EXISTS', K.session) == 0 then
   if agent == '' then
     return refuse('session_not_found', 'no such session')
   end
+  if journal_full(limits) then
+    return refuse_full()
+  end
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
     'idle', 'open', '', 'made_of', ARGV[10], 'home', node, 'home_seq', 0, 'made_by', node,
     'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0, 'transcript_bytes', 0,
     'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8])
+  journal_begun(user, agent, metadata, ARGV[8])
   redis.call('DEL', K.expired)
   created, homed = 1, 1
 end
