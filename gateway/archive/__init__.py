@@ -9,6 +9,7 @@ rows        what a batch of the journals says, as rows
 writer      writes batches: idempotent, whatever the order
 reader      `History`: what the archive answers
 erasure     removes a user's data, or a session's, and leaves a tombstone
+retention   removes what is older than its tenant keeps
 statements  what the two kinds of database say in two ways
 ==========  ======================================================================================
 """
