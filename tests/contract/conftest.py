@@ -1,10 +1,17 @@
-"""The engines that the contract holds on: a single server, and the same binary as a cluster."""
+"""The engines that the contract holds on: for the bus a single server, and the same binary as a
+cluster; for the archive SQLite and PostgreSQL.
+"""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from support.bus import QUICK, connected_bus, running_server
+from support.databases import PostgresServer, postgres_server
 
+from gateway.archive.database import Database
+from gateway.archive.migrate import migrate
 from gateway.bus.bus import Bus
 
 
@@ -27,3 +34,28 @@ async def quick_bus(redis_url: str) -> AsyncIterator[Bus]:
     """A bus whose deadlines pass within the test."""
     async with connected_bus(redis_url, QUICK) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL, shared by all tests; each uses a database of its own."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """`DATABASE_URL` of an empty database, of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/history.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.create(f"test_{uuid4().hex}")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A database with all tables, and nothing in them."""
+    database = Database(database_url)
+    await migrate(database)
+    yield database
+    await database.close()

@@ -1,0 +1,282 @@
+"""`DATABASE_URL` to a database: bounded calls, one breaker, its faults in our words."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from loguru import logger
+from sqlalchemy import event, func, inspect, select, text
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from gateway.archive.errors import HistoryAway, UnusableDatabase
+from gateway.archive.faults import FAULTS, Fault, understand
+from gateway.archive.schema import VERSION
+from gateway.session.breaker import Breaker, BreakerState
+
+SCHEMES = ("sqlite:///", "postgresql://")
+
+_CONNECT_TIMEOUT_S = 2.0
+_LOCK_TIMEOUT_S = 1.5
+_CHECK_TIMEOUT_S = 1.8
+"""Less than what readiness waits."""
+_READ_TIMEOUT_S = 5.0
+_WRITE_TIMEOUT_S = 15.0
+_CONNECTIONS = 8
+_THRESHOLD = 2
+_PAUSE_S = 1.0
+"""After two failures in a row the database is left alone for this; readiness asks all the same."""
+_PROBE_S = 6.0
+_REFUSAL_S = 15.0
+"""So long a write that the database refused speaks for the next ones; then `check` tries one."""
+
+ERASING = 0x6E6F6F62_01
+"""Held shared by who writes records, alone by who sets a tombstone: no record slips between."""
+RETAINING = 0x6E6F6F62_02
+"""Held by the one who removes what is too old."""
+MIGRATING = 0x6E6F6F62_03
+"""Held by the one who changes the schema."""
+
+
+class Database:
+    """One engine. What is done within `reading` or `writing` is one transaction.
+
+    Attributes:
+        where: the setting, for messages: its password is masked.
+        breaker: opened by a streak of calls that the database did not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            UnusableDatabase: for another scheme, or an unreadable URL.
+        """
+        parsed = _parse(url)
+        self.where = f"DATABASE_URL={parsed.render_as_string(hide_password=True)}"
+        self._engine = _sqlite(parsed) if parsed.drivername == "sqlite" else _postgresql(parsed)
+        self.breaker = Breaker(
+            time.monotonic,
+            threshold=_THRESHOLD,
+            pause_s=_PAUSE_S,
+            most_s=_PAUSE_S,
+            probe_s=_PROBE_S,
+        )
+        self._refusal = ""
+        self._refused_at = 0.0
+        self._away = ""
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection to read with.
+
+        Raises:
+            HistoryAway: the database does not answer, or cannot do it.
+        """
+        async with self._asking(_READ_TIMEOUT_S) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection to write with. What was asked may have happened when it fails.
+
+        Raises:
+            HistoryAway: the database does not answer, or cannot do it.
+            BadRecord: it will never take what it was given.
+        """
+        async with self._asking(_WRITE_TIMEOUT_S, writes=True) as connection:
+            yield connection
+        self._refusal = ""
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection to change the schema with, without a bound in time.
+
+        Raises:
+            UnusableDatabase: with one line for a person.
+        """
+        try:
+            async with self._transaction(writes=True) as connection:
+                await hold(connection, MIGRATING)
+                yield connection
+        except FAULTS as error:
+            why = understand(error).why
+            raise UnusableDatabase(f"{self.where}: no usable answer ({why})") from None
+
+    async def check(self) -> None:
+        """Whether history can be read and written.
+
+        Raises:
+            HistoryAway: when not, with the reason in `why`.
+        """
+        async with self._asking(_CHECK_TIMEOUT_S, probe=True) as connection:
+            version = await schema_version(connection)
+        if version < VERSION:
+            raise HistoryAway(old_schema(version))
+        if self._refusal:
+            # Reading works when the disk is full, so only a write can tell. While others write and
+            # are refused, this is known.
+            if time.monotonic() - self._refused_at < _REFUSAL_S:
+                raise HistoryAway(self._refusal)
+            async with self._asking(_CHECK_TIMEOUT_S, writes=True) as connection:
+                await connection.execute(_TOUCH)
+            self._refusal = ""
+
+    @asynccontextmanager
+    async def _asking(
+        self, timeout_s: float, *, writes: bool = False, probe: bool = False
+    ) -> AsyncGenerator[AsyncConnection]:
+        breaker = self.breaker
+        if probe:
+            breaker.probe()
+        elif breaker.admit():
+            raise HistoryAway(self._away)
+        try:
+            async with asyncio.timeout(timeout_s), self._transaction(writes=writes) as connection:
+                yield connection
+        except PoolTimeoutError:
+            breaker.release()  # it is we who are busy
+            raise HistoryAway("all connections are in use") from None
+        except FAULTS as error:
+            fault = understand(error)
+            self._note(fault, writes=writes)
+            raise fault.error() from None
+        except BaseException:
+            breaker.release()
+            raise
+        self._answered()
+
+    def _note(self, fault: Fault, *, writes: bool) -> None:
+        if writes and not fault.for_ever:
+            if self._refusal != fault.why:
+                logger.bind(error=fault.why).warning("history cannot be written; it waits in Redis")
+            self._refusal, self._refused_at = fault.why, time.monotonic()
+        if fault.answered:
+            self._answered()
+            return
+        self._away = fault.why
+        was = self.breaker.state
+        self.breaker.fail()
+        if was is BreakerState.CLOSED and self.breaker.state is BreakerState.OPEN:
+            logger.bind(error=fault.why).warning("the database does not answer")
+
+    def _answered(self) -> None:
+        if self.breaker.state is not BreakerState.CLOSED:
+            logger.info("the database answers again")
+        self.breaker.succeed()
+
+    @asynccontextmanager
+    async def _transaction(self, *, writes: bool) -> AsyncGenerator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(writes=writes)
+            async with connection.begin():
+                yield connection
+
+
+_TOUCH = text("UPDATE alembic_version SET version_num = version_num")
+
+
+async def schema_version(connection: AsyncConnection) -> str:
+    """Which migrations the database has seen; empty when none."""
+
+    def read(plain: Connection) -> str:
+        if not inspect(plain).has_table("alembic_version"):
+            return ""
+        return plain.scalar(text("SELECT version_num FROM alembic_version")) or ""
+
+    return await connection.run_sync(read)
+
+
+def old_schema(version: str) -> str:
+    """What is to be said about a database that is behind the code."""
+    found = f"is at version {version}" if version else "has no tables"
+    return f"the database {found}, but {VERSION} is needed: run `gateway migrate`"
+
+
+async def hold(connection: AsyncConnection, lock: int, *, shared: bool = False) -> None:
+    """Waits for a lock and holds it to the transaction's end. (SQLite has one writer anyway.)"""
+    if connection.dialect.name == "postgresql":
+        take = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        await connection.execute(select(take(lock)))
+
+
+async def try_hold(connection: AsyncConnection, lock: int) -> bool:
+    """As `hold`, but False instead of waiting."""
+    if connection.dialect.name != "postgresql":
+        return True
+    return bool(await connection.scalar(select(func.pg_try_advisory_xact_lock(lock))))
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # What cannot be read may hold a password anywhere.
+        raise UnusableDatabase(f"DATABASE_URL: must be like {' or '.join(SCHEMES)}...") from None
+    name = {"postgres": "postgresql"}.get(parsed.drivername, parsed.drivername)
+    parsed = parsed.set(drivername=name.partition("+")[0])
+    where = f"DATABASE_URL={parsed.render_as_string(hide_password=True)}"
+    if name not in ("sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg"):
+        raise UnusableDatabase(f"{where}: must begin with {' or '.join(SCHEMES)}")
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UnusableDatabase(f"{where}: must name a file, as in sqlite:////var/lib/history.db")
+    return parsed
+
+
+def _sqlite(url: URL) -> AsyncEngine:
+    if sqlite3.sqlite_version_info < (3, 35):  # RETURNING
+        raise UnusableDatabase(f"SQLite {sqlite3.sqlite_version}: 3.35 or later is needed")
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite"),
+        connect_args={"timeout": _LOCK_TIMEOUT_S},
+        pool_size=_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=_CONNECT_TIMEOUT_S,
+    )
+
+    def connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # what was committed survives a power loss
+        cursor.close()
+
+    def begin(connection: Connection) -> None:
+        # Who will write says so at once: a reader that becomes a writer in mid-transaction is
+        # refused when another was quicker, and cannot wait.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "begin", begin)
+    return engine
+
+
+def _postgresql(url: URL) -> AsyncEngine:
+    try:
+        # `sslmode` is libpq's name, and stands in most URLs that are handed out.
+        query = {("ssl" if name == "sslmode" else name): v for name, v in url.query.items()}
+        return create_async_engine(
+            url.set(drivername="postgresql+asyncpg", query=query),
+            connect_args={"timeout": _CONNECT_TIMEOUT_S},
+            pool_size=_CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=_CONNECT_TIMEOUT_S,
+            pool_pre_ping=True,
+        )
+    except ModuleNotFoundError:
+        raise UnusableDatabase(
+            "DATABASE_URL: PostgreSQL needs its driver: pip install 'nooble-gateway[postgres]'"
+        ) from None

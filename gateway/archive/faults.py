@@ -1,0 +1,91 @@
+"""What a database's errors mean: it is away, it cannot now, or it will never take the data."""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from gateway.archive.errors import BadRecord, HistoryAway
+
+
+def _driver_faults() -> tuple[type[Exception], ...]:
+    try:
+        import asyncpg  # pyright: ignore[reportMissingTypeStubs]
+    except ModuleNotFoundError:
+        return ()
+    return (asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+FAULTS: tuple[type[Exception], ...] = (
+    DBAPIError,
+    sqlite3.Error,
+    OSError,
+    # What sqlite3 says of a number of more than 64 bits, and of half a character.
+    OverflowError,
+    UnicodeError,
+    *_driver_faults(),
+)
+"""Whatever a call of the database may raise. (TimeoutError is an OSError.)"""
+
+_NEVER = ("22", "23", "54")
+"""Classes of SQLSTATE: data exception, integrity, a limit of the program exceeded."""
+_NO_ANSWER = ("08", "57", "58", "XX")
+"""Connection, operator's intervention (shutting down, starting), system error."""
+_TOO_MANY_CONNECTIONS = "53300"
+
+_SQLITE_NEVER = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
+_SQLITE_ANSWERS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error, understood.
+
+    Attributes:
+        why: the database's words, in one line.
+        answered: the database is there, and says no.
+        for_ever: it will never take this.
+    """
+
+    why: str
+    answered: bool
+    for_ever: bool = False
+
+    def error(self) -> Exception:
+        """What is raised instead."""
+        return BadRecord(self.why) if self.for_ever else HistoryAway(self.why)
+
+
+def understand(error: Exception) -> Fault:
+    """What an error of `FAULTS` means; what is not known to be the data's fault is the database's,
+    so that nothing is set aside that might be written later.
+    """
+    origin: Any = error
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        origin = error.orig
+    encoding = origin if isinstance(origin, ValueError | OverflowError) else origin.__cause__
+    if isinstance(encoding, ValueError | OverflowError):
+        # The driver cannot encode it. What asyncpg says of it quotes it, and may be a message.
+        return Fault(type(encoding).__name__, answered=True, for_ever=True)
+    why = _one_line(origin)
+    state = getattr(origin, "sqlstate", None)
+    if state:
+        if state.startswith(_NEVER):
+            return Fault(why, answered=True, for_ever=True)
+        away = state.startswith(_NO_ANSWER) or state == _TOO_MANY_CONNECTIONS
+        return Fault(why, answered=not away)
+    code = getattr(origin, "sqlite_errorcode", None)
+    if code is not None:
+        code &= 0xFF
+        if code in _SQLITE_NEVER:
+            return Fault(why, answered=True, for_ever=True)
+        return Fault(why, answered=code in _SQLITE_ANSWERS)
+    if isinstance(origin, sqlite3.DataError):  # larger than a string may be
+        return Fault(why, answered=True, for_ever=True)
+    return Fault(why, answered=False)
+
+
+def _one_line(error: BaseException) -> str:
+    # The first line: PostgreSQL's details are below, and quote the data.
+    return str(error).partition("\n")[0].strip()[:300] or type(error).__name__

@@ -1,0 +1,42 @@
+"""Brings a database's schema to a version; what is done in one transaction is done or not."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from loguru import logger
+from sqlalchemy.engine import Connection
+
+from gateway.archive.database import Database, schema_version
+from gateway.archive.errors import UnusableDatabase
+from gateway.archive.schema import VERSION
+
+_SCRIPTS = Path(__file__).parent / "migrations"
+
+
+async def migrate(database: Database, version: str = VERSION) -> tuple[str, str]:
+    """Goes up or down to a version (`base`: to nothing). Answers where it was, and where it is.
+
+    Others who do the same wait, and find nothing left to do.
+
+    Raises:
+        UnusableDatabase: with one line for a person.
+    """
+    async with database.migrating() as connection:
+        before = await schema_version(connection)
+        down = version == "base" or version < before
+
+        def go(plain: Connection) -> None:
+            config = Config(attributes={"connection": plain})
+            config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+            (command.downgrade if down else command.upgrade)(config, version)
+
+        try:
+            await connection.run_sync(go)
+        except CommandError as error:
+            raise UnusableDatabase(f"{database.where}: {error}") from None
+        after = await schema_version(connection)
+    if before != after:
+        logger.bind(before=before, after=after).info("the history's schema has been migrated")
+    return before, after
