@@ -86,12 +86,17 @@ class RedisSessions:
         recalled: Recalled | None = None,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
+        made_of = msgspec.json.encode(metadata or {})
+        items: list[bytes] = []
+        if recalled is not None:
+            agent, made_of, on_detach = recalled.agent, recalled.metadata, recalled.on_detach
+            items = [run_id.encode() + b" " + json for run_id, json in recalled.messages]
         answer = await self._call(
             "open",
             key,
             user,
             agent or "",
-            msgspec.json.encode(metadata or {}),
+            made_of,
             node,
             dead_home,
             new_epoch(),
@@ -99,6 +104,8 @@ class RedisSessions:
             on_detach,
             int(attending),
             digest,
+            (recalled and recalled.state) or b"",
+            *items,
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (
