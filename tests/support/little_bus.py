@@ -270,11 +270,15 @@ class LittleBus:
     ) -> Accepted:
         await self._call("cancel")
         session = self._find(key, user)
-        known = session.ids.get(frame_id)
+        known, asked = session.ids.get(frame_id), f"cancel:{run_id or ''}"
         if known is not None:
+            if known[1] != asked:
+                raise Refused(ErrorCode.ID_CONFLICT, "this id was used with another content")
             return Accepted("duplicate", known[0], None, session.agent)
+        if run_id and run_id != session.open_run and run_id not in session.ended_runs():
+            raise Refused(ErrorCode.RUN_NOT_FOUND, "no such run in this session")
         target = run_id or session.open_run
-        session.ids[frame_id] = (target, "cancel")
+        session.ids[frame_id] = (target, asked)
         return Accepted("accepted", target, None, session.agent)
 
     async def close(
