@@ -51,6 +51,11 @@ def journal(number: int) -> str:
     return f"j:{{p{number}}}"
 
 
+def dead_letters(number: int) -> str:
+    """What the archive refuses of a partition's journal."""
+    return f"jd:{{p{number}}}"
+
+
 def waiting(agent: str) -> str:
     """The waiting runs of an agent; the scripts derive its queues from this name."""
     return f"aw:{{a:{agent}}}"

@@ -51,7 +51,10 @@ _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAI
 """The first words of errors that a server answers while it changes its state."""
 _EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
-_STANDALONE = {"dispatch", "take", "presence", "beat", "forget", "journal_state"}
+_STANDALONE = {
+    *("dispatch", "take", "presence", "beat"),
+    *("forget", "bury", "replay", "drop_dead", "journal_state"),
+}
 _SHARED = ("lib", "journal", "runs")
 
 

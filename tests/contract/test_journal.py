@@ -9,9 +9,9 @@ from support.talk import Talk, event
 
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.session.archive import RunEnded, SessionBegun, SessionOver
+from gateway.session.archive import DeadLetter, RunEnded, SessionBegun, SessionOver
 from gateway.session.errors import Refused
-from gateway.session.model import Limits
+from gateway.session.model import Limits, SessionKey
 from protocol.codes import ErrorCode
 
 SAID = b'{"id":"a1","role":"assistant","content":"an answer"}'
@@ -294,3 +294,82 @@ def beside(talk: Talk) -> Talk:
         other = Talk(talk.bus)
         if keys.partition(other.key) == keys.partition(talk.key):
             return other
+
+
+# --- dead letters ---------------------------------------------------------------------------------
+
+
+async def test_what_is_buried_waits_elsewhere_until_it_is_replayed(talk: Talk) -> None:
+    journal = talk.bus.journal
+    await talk.finish(await talk.running("a question"), messages=[SAID])
+    begun, run = await talk.entries()
+    fill, dead = (await journal.state()).fill, (await journal.state()).dead
+    for _ in range(2):
+        await journal.bury(run.id, "the database says no")
+    assert await talk.entries() == [begun]
+    assert (await journal.state()).fill <= fill
+    assert (await journal.state()).dead == dead + 1
+
+    [letter] = [letter for letter in await journal.dead(1000) if whose(letter) == talk.key]
+    assert letter.why == "the database says no"
+    assert "why" not in letter.fields
+    assert isinstance(run.record, RunEnded)
+    assert letter.fields["run"] == run.record.ref.run_id
+    assert "a question" in letter.fields["asked"]
+
+    await talk.finish(await talk.running("another"))
+    assert await journal.replay([letter.id]) == 1
+    assert await journal.replay([letter.id]) == 0
+    records = await talk.journal()
+    assert records[-1] == run.record, "at the end, as it was"
+    assert len(records) == 3
+    assert (await journal.state()).dead == dead
+    assert (await journal.state()).fill >= fill
+
+
+async def test_what_is_buried_is_counted_no_more_until_it_is_back(redis_url: str) -> None:
+    async with connected_bus(redis_url, Limits(journal_bytes=100_000)) as bus:
+        await empty(bus)
+        talk = Talk(bus)
+        await talk.open()
+        await talk.finish(await talk.running("y" * 50_000))
+        _, run = await talk.entries()
+        full = (await bus.journal.state()).fill
+        await bus.journal.bury(run.id, "no")
+        assert (await bus.journal.state()).fill < full - 0.5
+        letters = [each.id for each in await bus.journal.dead(1000) if whose(each) == talk.key]
+        await bus.journal.replay(letters)
+        assert (await bus.journal.state()).fill == full
+
+
+async def test_dead_letters_are_told_oldest_first(bus: Bus) -> None:
+    talks = [Talk(bus) for _ in range(5)]
+    for talk in talks:
+        await talk.open()
+        [begun] = await talk.entries()
+        await bus.journal.bury(begun.id, "no")
+    every = await bus.journal.dead(1000)
+    times = [letter.at_ms for letter in every]
+    assert times == sorted(times)
+    assert await bus.journal.dead(3) == every[:3]
+
+
+async def test_dead_letters_of_a_user_are_dropped_and_no_others(bus: Bus) -> None:
+    mine, also_mine = Talk(bus, user="leaver"), Talk(bus, user="leaver")
+    others = Talk(bus, user="other")
+    foreign = Talk(bus, SessionKey("umbrella", "s1"), user="leaver")
+    for talk in (mine, also_mine, others, foreign):
+        await talk.open()
+        for entry in await talk.entries():
+            await bus.journal.bury(entry.id, "no")
+    assert await bus.journal.drop_dead("acme", "other", mine.key.session_id) == 0
+    assert await bus.journal.drop_dead("acme", "leaver", mine.key.session_id) == 1
+    assert await bus.journal.drop_dead("acme", "leaver") == 1
+    left = {whose(letter) for letter in await bus.journal.dead(1000)}
+    assert not left & {mine.key, also_mine.key}
+    assert {others.key, foreign.key} <= left
+
+
+def whose(letter: DeadLetter) -> SessionKey:
+    tenant, session_id = letter.fields["session"].split(":")
+    return SessionKey(tenant, session_id)
