@@ -1,4 +1,4 @@
-"""A session's pages on real engines, while it goes on and is archived: nothing twice, nothing gone."""
+"""A session's pages on real engines, while it is archived: nothing twice, nothing gone."""
 
 import asyncio
 import json
