@@ -99,14 +99,15 @@ async def test_a_lost_worker_after_the_first_event_ends_the_run(talk: Talk) -> N
         await talk.append(lost, 2, "C")
 
 
-async def test_a_worker_that_comes_back_in_time_keeps_its_run(talk: Talk) -> None:
+async def test_a_worker_that_comes_back_in_time_keeps_its_run(redis_url: str, talk: Talk) -> None:
     claim = await talk.running()
     await talk.append(claim, 0, "A")
     advanced = await talk.advance("lease")
     await talk.append(claim, 1, "B")
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, advanced)
-    await talk.bus.runs.renew([(claim.ref, claim.attempt)])
+    async with connected_bus(redis_url) as patient:  # a lease that does not pass under our hands
+        await patient.runs.renew([(claim.ref, claim.attempt)])
     moved = replace(advanced, ordinal=2)  # the right fence, but the deadline is no longer due
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, moved)
@@ -298,12 +299,13 @@ async def test_nodes_that_end_a_run_at_the_same_time_do_not_fence_off_each_other
 
 
 async def test_a_session_that_was_followed_for_long_lives_on_when_it_is_left(
-    quick_bus: Bus,
+    redis_url: str, quick_bus: Bus
 ) -> None:
     await quick_bus.deadlines.beat("node-a")
     talk = Talk(quick_bus)
     await talk.open()
     await talk.due("expiry")  # a socket was there all the time
-    await quick_bus.sessions.leave(talk.key, talk.node, counted_seq=0)
+    async with connected_bus(redis_url) as patient:
+        await patient.sessions.leave(talk.key, talk.node, counted_seq=0)
     dues = await quick_bus.deadlines.due(1000)
     assert "expiry" not in {due.kind for due in dues if due.ref.session == talk.key}

@@ -34,6 +34,10 @@ QUICK = Limits(
 """Deadlines that a test can wait for."""
 
 
+IN_NO_HURRY = ("--appendfsync", "no")
+"""A busy disk stalls nobody; what a process has written survives its end all the same."""
+
+
 @contextmanager
 def running_server(*, cluster: bool = False) -> Iterator[str]:
     """A server of its own; yields its URL.
@@ -43,7 +47,7 @@ def running_server(*, cluster: bool = False) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="nooble-bus-") as name:
         folder = Path(name)
         socket = folder / "valkey.sock"
-        arguments = server_arguments(folder, socket)
+        arguments = [*server_arguments(folder, socket), *IN_NO_HURRY]
         port = free_port() if cluster else 0
         if cluster:
             arguments += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
