@@ -32,17 +32,9 @@ class RedisJournal:
         self._scripts = scripts
         self._most_bytes = limits.journal_bytes
 
-    async def _pipeline(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """What each of the commands answers; they may be of any partitions."""
-        pipeline: Any = self._scripts.client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        async with self._scripts.asking():
-            return cast("list[Any]", await pipeline.execute())
-
     async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
         """At most `count` of the oldest entries of each partition, oldest first within each."""
-        pages = await self._pipeline(
+        pages = await self._scripts.pipeline(
             *(("XRANGE", keys.journal(number), "-", "+", "COUNT", count) for number in partitions)
         )
         return [
@@ -66,7 +58,7 @@ class RedisJournal:
 
     async def dead(self, count: int) -> list[DeadLetter]:
         """At most `count` dead letters, oldest first."""
-        pages = await self._pipeline(
+        pages = await self._scripts.pipeline(
             *(
                 ("XRANGE", keys.dead_letters(number), "-", "+", "COUNT", count)
                 for number in range(keys.PARTITIONS)
@@ -94,7 +86,9 @@ class RedisJournal:
         numbers: Sequence[int] = range(keys.PARTITIONS)
         if session_id:
             numbers = [keys.partition(SessionKey(tenant, session_id))]
-        sizes = await self._pipeline(*(("XLEN", keys.dead_letters(number)) for number in numbers))
+        sizes = await self._scripts.pipeline(
+            *(("XLEN", keys.dead_letters(number)) for number in numbers)
+        )
         count = 0
         for number, size in zip(numbers, sizes, strict=True):
             if size:
@@ -105,7 +99,7 @@ class RedisJournal:
     async def state(self) -> JournalState:
         """How much waits, and for how long."""
         script = source("journal_state")
-        answers = await self._pipeline(
+        answers = await self._scripts.pipeline(
             *(("EVAL", script, 1, keys.journal(number)) for number in range(keys.PARTITIONS))
         )
         oldest = [int(oldest.partition(b"-")[0]) for _, oldest, _, _ in answers if oldest]

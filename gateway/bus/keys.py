@@ -41,6 +41,11 @@ def probe_channel(beside: str, token: str) -> str:
     return f"probe:{beside[beside.index('{') : beside.index('}') + 1]}:{token}"
 
 
+def user_sessions(number: int, tenant: str, user: str) -> str:
+    """The sessions of a user in a partition."""
+    return f"u:{{p{number}}}:{tenant}:{user}"
+
+
 def due(number: int) -> str:
     """The due times of a partition."""
     return f"due:{{p{number}}}"

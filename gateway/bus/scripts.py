@@ -132,6 +132,18 @@ class Scripts:
             raise
         breaker.succeed()
 
+    async def pipeline(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """What each of the commands answers; they only read, and may be of any slots.
+
+        Raises:
+            Unavailable: when Redis does not answer.
+        """
+        pipeline: Any = self.client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        async with self.asking():
+            return cast("list[Any]", await pipeline.execute())
+
     async def call(
         self, name: str, key: str, *arguments: Argument, replicas: int = 0, probe: bool = False
     ) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from support.bus import connected_bus
@@ -357,7 +358,7 @@ async def test_dead_letters_are_told_oldest_first(bus: Bus) -> None:
 async def test_dead_letters_of_a_user_are_dropped_and_no_others(bus: Bus) -> None:
     mine, also_mine = Talk(bus, user="leaver"), Talk(bus, user="leaver")
     others = Talk(bus, user="other")
-    foreign = Talk(bus, SessionKey("umbrella", "s1"), user="leaver")
+    foreign = Talk(bus, SessionKey("umbrella", uuid4().hex), user="leaver")
     for talk in (mine, also_mine, others, foreign):
         await talk.open()
         for entry in await talk.entries():

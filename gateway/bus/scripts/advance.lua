@@ -24,7 +24,7 @@ local limits = limits_of(ARGV[3])
 local member = due_member(kind, run_id)
 local at = redis.call('ZSCORE', K.due, member)
 if not at and kind == 'expiry' then
-  local expired = get(K.expired, 'by', 'agent', 'created_ms', 'at_ms')
+  local expired = get(K.tombstone, 'by', 'agent', 'created_ms', 'at_ms')
   if expired.by ~= '' and expired.by == ARGV[4] then
     return { 'expired', expired.agent, expired.created_ms, expired.at_ms }
   end
@@ -68,11 +68,10 @@ if kind == 'expiry' then
   next_run(session, limits)
   redis.call('SPUBLISH', K.events, '!ended')
   redis.call('ZREM', K.due, member)
-  redis.call('HSET', K.expired, 'by', ARGV[4], 'agent', session.agent, 'created_ms',
+  redis.call('HSET', K.tombstone, 'by', ARGV[4], 'agent', session.agent, 'created_ms',
     session.created_ms, 'at_ms', int(now))
-  redis.call('PEXPIRE', K.expired, AFTERLIFE_MS)
-  redis.call('DEL', K.session, K.log, K.transcript, K.pending, K.ids, K.id_runs, K.finished,
-    K.tool_results)
+  redis.call('PEXPIRE', K.tombstone, AFTERLIFE_MS)
+  forget_session(session.user)
   return { 'expired', session.agent, session.created_ms, int(now) }
 end
 
