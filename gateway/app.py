@@ -6,9 +6,9 @@ to, and nothing of theirs outlives them.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from starlette.applications import Starlette
@@ -18,6 +18,8 @@ from starlette.middleware import Middleware
 from gateway import __version__
 from gateway.agents.sdk import Agent
 from gateway.agents.worker import Worker
+from gateway.archive.archiver import Archiver
+from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
@@ -36,6 +38,9 @@ from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Telemetry
+
+if TYPE_CHECKING:
+    from gateway.archive.archive import Archive
 
 SPREAD_S = 5.0
 """The clients of a node that stops leave spread over this time, and those who had to leave at one
@@ -78,6 +83,27 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
         await client.aclose()
 
 
+@asynccontextmanager
+async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+    """The archive on the configured database, or on a file in the data directory.
+
+    The schema of our own file is kept up to date; that of a configured database only if so asked,
+    since gateways of several versions may use it.
+
+    Raises:
+        UnusableDatabase: with one line for a person.
+    """
+    from gateway.archive import archive  # and SQLAlchemy with it: a worker starts without
+
+    own = settings.database_url is None
+    if own:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    url = settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'history.db'}"
+    migrates = own or settings.database_migrate
+    async with archive.open_archive(url, limits, migrates=migrates, now_ms=now_ms) as opened:
+        yield opened
+
+
 class Node:
     """One gateway node: its parts, and the application that uvicorn serves.
 
@@ -86,16 +112,28 @@ class Node:
         app: the ASGI application.
     """
 
-    def __init__(self, bus: Bus, limits: Limits) -> None:
-        """`bus` stays the caller's."""
+    def __init__(
+        self,
+        bus: Bus,
+        archive: "Archive",
+        limits: Limits,
+        *,
+        requires: Collection[str] = ("redis", "database"),
+    ) -> None:
+        """`bus` and `archive` stay the caller's.
+
+        The node is ready while what it `requires` is well.
+        """
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._telemetry = telemetry = Telemetry(version=__version__)
         telemetry.follow("redis", bus.scripts.breaker)
+        telemetry.follow("database", archive.database.breaker)
         self._wheel = Wheel(time.monotonic, report)
         self._hub = Hub(
             sessions=bus.sessions,
             notices=bus.notices,
+            recall=archive.history.recall,
             probe=telemetry,
             node=self.node_id,
             clock=time.monotonic,
@@ -104,11 +142,20 @@ class Node:
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
         )
+        self._archiver = Archiver(
+            journal=bus.journal,
+            write=archive.writer.write,
+            probe=telemetry,
+            node=self.node_id,
+            partitions=keys.PARTITIONS,
+            clock=time.monotonic,
+            report=report,
+        )
         self._beat = Beat(
             deadlines=bus.deadlines,
             node=self.node_id,
             clock=time.monotonic,
-            on_nodes=self._hub.heard,
+            on_nodes=self._heard,
             report=report,
             lease_s=limits.node_lease_s,
             interval_s=min(1.0, limits.node_lease_s / 10),
@@ -126,7 +173,11 @@ class Node:
             node_lease_s=limits.node_lease_s,
         )
         self._endings = Endings(
-            sessions=bus.sessions, probe=telemetry, clock=time.monotonic, report=report
+            sessions=bus.sessions,
+            erasure=bus.erasure,
+            probe=telemetry,
+            clock=time.monotonic,
+            report=report,
         )
         service = SessionService(
             sessions=bus.sessions,
@@ -134,6 +185,9 @@ class Node:
             directory=bus.directory,
             hub=self._hub,
             endings=self._endings,
+            history=archive.history,
+            erasure=bus.erasure,
+            journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
         )
@@ -149,7 +203,9 @@ class Node:
                 resume_ttl_s=limits.session_ttl_s,
             ),
         )
-        self._readiness = health.Readiness({"redis": self._check_redis})
+        self._readiness = health.Readiness(
+            {"redis": self._check_redis, "database": archive.database.check}, requires=requires
+        )
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
@@ -170,6 +226,7 @@ class Node:
             self._beat.run(),
             self._sweep.run(),
             self._endings.run(),
+            self._archiver.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]
@@ -200,6 +257,10 @@ class Node:
         await self._hub.close()
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
+
+    def _heard(self, nodes: dict[str, bool], interrupted: bool, until: float) -> None:
+        self._hub.heard(nodes, interrupted, until)
+        self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
         self._telemetry.outbound(*self._edge.outbound())

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -26,6 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     invoke_without_command=True,
 )
+
+archive = typer.Typer(
+    no_args_is_help=True, help="The way to the archive: what waits, what was refused."
+)
+app.add_typer(archive, name="archive")
 
 Host = Annotated[str | None, typer.Option(help="Address to serve.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port to serve.", show_default="8000")]
@@ -107,6 +112,7 @@ def chat(
 @app.command()
 def config() -> None:
     """Prints the effective settings, and checks them. Secrets are masked."""
+    from gateway.archive.database import Database
     from gateway.bus.connection import create_client, mask
     from gateway.server import resolve
 
@@ -115,14 +121,63 @@ def config() -> None:
         resolve(settings.host, settings.port)
         if settings.redis_url is not None:
             create_client(settings.redis_url)
+        if settings.database_url is not None:
+            Database(settings.database_url)
     except CannotStart as error:
         _fail(str(error))
     for name, value in settings.model_dump().items():
         alias = str(Settings.model_fields[name].validation_alias)
-        shown = mask(value) if name == "redis_url" and value else "" if value is None else value
-        typer.echo(f"{alias}={shown}")
+        if name.endswith("_url"):
+            value = mask(value or "")
+        elif isinstance(value, frozenset):
+            value = ",".join(sorted(cast("frozenset[str]", value)))
+        typer.echo(f"{alias}={value}")
     for name in Limits.__dataclass_fields__:
         typer.echo(f"GATEWAY_LIMIT_{name.upper()}={getattr(limits, name)}")
+
+
+@archive.command()
+def status() -> None:
+    """How much history waits for the archive, for how long, and whether the archive is well."""
+    from gateway import operating
+
+    settings, limits = _settings()
+    _start(settings, lambda: _say(operating.status(settings, limits)))
+
+
+@archive.command()
+def dead(
+    count: Annotated[int, typer.Option(min=1, help="At most so many, the oldest first.")] = 20,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="All that is in them: what people said, too.")
+    ] = False,
+) -> None:
+    """Lists what the archive refused: one JSON object a line."""
+    from gateway import operating
+
+    settings, limits = _settings()
+    _start(settings, lambda: _say(operating.dead(settings, limits, count, fields=fields)))
+
+
+@archive.command()
+def replay(
+    letters: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="As `dead` lists them.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that there are.")] = False,
+) -> None:
+    """Puts dead letters back into their journals, when what was wrong is mended."""
+    from gateway import operating
+
+    if bool(letters) == every:
+        raise typer.BadParameter("name dead letters, or --all")
+    settings, limits = _settings()
+    _start(settings, lambda: _say(operating.replay(settings, limits, letters or [])))
+
+
+async def _say(lines: Coroutine[Any, Any, list[str]]) -> None:
+    for line in await lines:
+        typer.echo(line)
 
 
 def main() -> None:
@@ -157,7 +212,7 @@ class _Stopper:
 
 
 async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
-    from gateway.app import open_bus, redis_url
+    from gateway.app import open_archive, open_bus, redis_url
     from gateway.server import bind, serve_node, url_of
 
     stopper = _Stopper()
@@ -167,9 +222,22 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
         async with (
             redis_url(settings) as url,
             open_bus(url, limits, ack_replicas=settings.ack_replicas) as bus,
+            open_archive(settings, limits) as history,
         ):
+
+            def serving(drain_s: float) -> Coroutine[Any, Any, None]:
+                return serve_node(
+                    bus,
+                    history,
+                    limits,
+                    listener,
+                    stopper.on_stop,
+                    drain_s=drain_s,
+                    requires=settings.readiness_requires,
+                )
+
             if not with_demo:
-                await serve_node(bus, limits, listener, stopper.on_stop, drain_s=settings.drain_s)
+                await serving(settings.drain_s)
                 return
             demo = _DemoWorker(url)
             demo.start()
@@ -178,7 +246,7 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
                     watching = group.create_task(demo.watch())
                     typer.echo(f"chat at {url_of(listener)} - Ctrl-C ends everything", err=True)
                     # There is no other node to go to.
-                    await serve_node(bus, limits, listener, stopper.on_stop, drain_s=0)
+                    await serving(0)
                     watching.cancel()
             finally:
                 await demo.stop()

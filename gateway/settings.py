@@ -7,13 +7,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, create_model, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 
 LIMIT_PREFIX = "GATEWAY_LIMIT_"
+
+Dependency = Literal["redis", "database"]
+"""What readiness looks at."""
 
 
 class SettingsError(CannotStart):
@@ -32,6 +35,11 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path, Field(validation_alias="GATEWAY_DATA_DIR")] = Path(".nooble")
     redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
     drain_s: Annotated[float, Field(validation_alias="GATEWAY_DRAIN_S", ge=0)] = 60.0
+    database_url: Annotated[str | None, Field(validation_alias="DATABASE_URL")] = None
+    database_migrate: Annotated[bool, Field(validation_alias="GATEWAY_DATABASE_MIGRATE")] = False
+    readiness_requires: Annotated[
+        frozenset[Dependency], NoDecode, Field(validation_alias="READINESS_REQUIRES")
+    ] = frozenset(("redis", "database"))
     ack_replicas: Annotated[int, Field(validation_alias="GATEWAY_ACK_REPLICAS", ge=0)] = 0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -40,6 +48,12 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
     ] = "auto"
+
+    @field_validator("readiness_requires", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        return [name.strip() for name in names if name.strip()]
 
 
 def load_settings(**overrides: Any) -> tuple[Settings, Limits]:

@@ -10,6 +10,7 @@ writer      writes batches: idempotent, whatever the order
 reader      `History`: what the archive answers
 erasure     removes a user's data, or a session's, and leaves a tombstone
 statements  what the two kinds of database say in two ways
+archive     all of them on one database
 archiver    a node's part in bringing the journals to the writer
 ==========  ======================================================================================
 """
