@@ -7,6 +7,7 @@ scripts      the Lua scripts in `scripts/`, loaded once, called with bounded ret
 sessions     `Sessions`: a session's live state, for the node that serves its clients
 runs         `RunQueue`: from accepted runs to workers, and a run's life in their hands
 directory    `Directory`: which agents exist and who serves them
+journal      `Journal`: what waits for the archive
 deadlines    `Deadlines`: due times on Redis's clock
 notices      `Notices`: the process's one subscriber
 bus          all of them on one client

@@ -3,6 +3,7 @@
 from gateway.bus.connection import Client
 from gateway.bus.deadlines import RedisDeadlines
 from gateway.bus.directory import RedisDirectory
+from gateway.bus.journal import RedisJournal
 from gateway.bus.notices import RedisNotices
 from gateway.bus.runs import RedisRuns
 from gateway.bus.scripts import Scripts
@@ -25,4 +26,5 @@ class Bus:
         self.runs = RedisRuns(self.scripts, limits)
         self.directory = RedisDirectory(self.scripts)
         self.deadlines = RedisDeadlines(self.scripts, self.directory, limits)
+        self.journal = RedisJournal(self.scripts, limits)
         self.notices = RedisNotices(client)

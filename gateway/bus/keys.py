@@ -46,6 +46,11 @@ def due(number: int) -> str:
     return f"due:{{p{number}}}"
 
 
+def journal(number: int) -> str:
+    """What waits for the archive in a partition; the scripts derive its other names from this."""
+    return f"j:{{p{number}}}"
+
+
 def waiting(agent: str) -> str:
     """The waiting runs of an agent; the scripts derive its queues from this name."""
     return f"aw:{{a:{agent}}}"

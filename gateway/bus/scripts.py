@@ -1,7 +1,7 @@
 """The Lua scripts of `scripts/`: loaded once, called by SHA, repeated when an answer is lost.
 
 A file begins with `#!lua`; without that line Cluster would not reject undeclared cross-slot keys.
-Session scripts get `lib.lua` after their first line.
+Session scripts get the files of `_SHARED` after their first line.
 """
 
 import asyncio
@@ -51,7 +51,8 @@ _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAI
 """The first words of errors that a server answers while it changes its state."""
 _EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
-_STANDALONE = {"dispatch", "take", "presence", "beat"}
+_STANDALONE = {"dispatch", "take", "presence", "beat", "forget", "journal_state"}
+_SHARED = ("lib", "journal", "runs")
 
 
 @cache
@@ -62,7 +63,8 @@ def source(name: str) -> str:
     if name in _STANDALONE:
         return text
     shebang, _, body = text.partition("\n")
-    return f"{shebang}\n{(folder / 'lib.lua').read_text()}\n{body}"
+    shared = (f"{(folder / f'{part}.lua').read_text()}\n" for part in _SHARED)
+    return f"{shebang}\n{''.join(shared)}{body}"
 
 
 @cache
@@ -244,5 +246,7 @@ def check(answer: Any) -> list[Any]:
             raise Fenced
         if code == "run_too_large":
             raise TooLarge
+        if code == ErrorCode.UNAVAILABLE:
+            raise Rejected(message)
         raise Refused(ErrorCode(code), message)
     return items

@@ -43,7 +43,7 @@ def encode_limits(limits: Limits) -> bytes:
             "session_ttl_ms": int(limits.session_ttl_s * 1000),
             "dispatch_retry_ms": int(limits.dispatch_retry_s * 1000),
             "node_lease_ms": int(limits.node_lease_s * 1000),
-            "journal_entries": limits.journal_entries,
+            "journal_bytes": limits.journal_bytes,
         }
     )
 
@@ -86,12 +86,17 @@ class RedisSessions:
         recalled: Recalled | None = None,
     ) -> SessionView:
         """Creates the session (`agent` given) or finds it; takes its home when it has none."""
+        made_of = msgspec.json.encode(metadata or {})
+        items: list[bytes] = []
+        if recalled is not None:
+            agent, made_of, on_detach = recalled.agent, recalled.metadata, recalled.on_detach
+            items = [run_id.encode() + b" " + json for run_id, json in recalled.messages]
         answer = await self._call(
             "open",
             key,
             user,
             agent or "",
-            msgspec.json.encode(metadata or {}),
+            made_of,
             node,
             dead_home,
             new_epoch(),
@@ -99,6 +104,8 @@ class RedisSessions:
             on_detach,
             int(attending),
             digest,
+            (recalled and recalled.state) or b"",
+            *items,
         )
         created, homed = answer[:2]
         owner, agent_name, state, epoch, seq, created_ms, home = (
@@ -205,13 +212,15 @@ class RedisSessions:
         answer = await self._call("snapshot", key)
         if not answer:
             return None
-        epoch, seq, open_run, first_seq, state, messages = answer
+        epoch, seq, open_run, first_seq, state, items = answer
+        parts = [item.partition(b" ") for item in items]
         return SnapshotSource(
             cursor=Cursor(epoch.decode(), int(seq)),
-            messages=messages,
+            messages=[message for _, _, message in parts],
             first_seq=int(first_seq),
             state=state or None,
             open_run=open_run.decode(),
+            message_runs=[run_id.decode() for run_id, _, _ in parts],
         )
 
     async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:

@@ -338,7 +338,7 @@ class Connection:
                 ack = await service.tool_result(view, frame)
                 role = "tool"
             case Cancel():
-                ack = await service.cancel(view, frame)
+                ack = await service.cancel(view.key, view.user, frame)
                 role = None
         self._outbox.put(encode(ack))
         feed = self._edge.hub.find(view.key)

@@ -42,13 +42,18 @@ _CLIENT_IS_GONE = 499  # nginx's number for it; HTTP has none
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+def status_of(code: ErrorCode) -> HTTPStatus:
+    """The HTTP status of a code."""
+    return HTTPStatus(_STATUS.get(code, 500))
+
+
 def problem(refused: Refused, *, status: int | None = None) -> Response:
     """The refusal as a response."""
-    status = status or _STATUS.get(refused.code, 500)
+    status = status or status_of(refused.code)
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
-        "status": status,
+        "status": int(status),
         "detail": refused.message,
         "code": refused.code.value,
     }

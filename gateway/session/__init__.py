@@ -17,6 +17,7 @@ endings     ends of sessions, each counted once
 breaker     leaves alone what fails in a row; agent_breakers: one for each tenant and agent
 log         a stretch of a session's log, page by page
 snapshot    a session as one frame, for who comes without a cursor
+history     a user's sessions and messages: the archive, joined with what lives
 service     the verbs of a session: open, message, answer, tool result, cancel, close
 beat        this node's sign of life, and what it learns by it
 deadlines   the sweep: every due time of the fleet, acted on by any node

@@ -336,3 +336,15 @@ class History(Protocol):
         A tombstone stays: what the journals bring later of it is dropped.
         """
         ...
+
+
+class ArchiveProbe(Protocol):
+    """Telemetry of the way to the archive, as one node sees it."""
+
+    def journal(self, state: JournalState) -> None:
+        """How much waits in all journals, as of now."""
+        ...
+
+    def archived(self, seconds: float) -> None:
+        """A batch was brought to the archive in so many seconds."""
+        ...

@@ -59,7 +59,7 @@ class Limits:
     session_ttl_s: float = 24 * 3600
     dispatch_retry_s: float = 2.0
     node_lease_s: float = 10.0
-    journal_entries: int = 100
+    journal_bytes: int = 4 * 1024 * 1024
     outbox_bytes: int = 1024 * 1024
     stall_timeout_s: float = 30.0
 

@@ -158,14 +158,12 @@ class SessionService:
         )
         return await self._accept(view, new)
 
-    async def cancel(self, view: SessionView, frame: Cancel) -> Ack:
+    async def cancel(self, key: SessionKey, user: str, frame: Cancel) -> Ack:
         """Cancels a run, by default the open one."""
         try:
-            accepted = await self._sessions.cancel(
-                view.key, view.user, frame.run_id, frame_id=frame.id
-            )
+            accepted = await self._sessions.cancel(key, user, frame.run_id, frame_id=frame.id)
         except Refused as refused:
-            raise self._unless_lost(refused, view.key, view.user) from None
+            raise self._unless_lost(refused, key, user) from None
         return await self._acknowledge(frame.id, accepted)
 
     async def close(self, view: SessionView, frame: Close) -> Ack:

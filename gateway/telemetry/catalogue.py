@@ -13,6 +13,9 @@ STATUSES = ("completed", "expired", "failed")
 ROLES = ("user", "assistant", "tool", "system")
 """Who can speak: the values of `role`."""
 
+ALL_TENANTS, ARCHIVE = "_all", "archive"
+"""The way to the archive as `tenant_id` (no tenant has such a name), `queue` and `task_type`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -131,6 +134,32 @@ SERVICE_FAILURE_STREAKS_TOTAL = Counter(
     "Streaks of more than three failures in a row; shows one that began and ended unseen.",
     ("service",),
 )
+QUEUE_DEPTH = Gauge(
+    "queue_depth",
+    "What waits in a queue; `archive`: history that the database does not have yet. Every node "
+    "shows the same queues: take the maximum over the nodes, not the sum.",
+    ("tenant_id", "queue"),
+)
+QUEUE_LAG_SECONDS = Gauge(
+    "queue_lag_seconds",
+    "How long the oldest in a queue has waited; 0 when none waits.",
+    ("tenant_id", "queue"),
+)
+TASK_PROCESSING_SECONDS = Histogram(
+    "task_processing_seconds",
+    "Time for a task; `archive`: a batch of history, from the journals to the database.",
+    ("tenant_id", "task_type"),
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+)
+ARCHIVE_JOURNAL_FILL = Gauge(
+    "archive_journal_fill",
+    "Bytes of the fullest journal as a part of what it may have. At 1 its sessions take no new "
+    "messages; something is wrong from 0.8 on.",
+)
+ARCHIVE_DEAD_LETTERS = Gauge(
+    "archive_dead_letters",
+    "Entries that the archive refused and that wait for an operator: `gateway archive dead`.",
+)
 METRIC_LABEL_OVERFLOW_TOTAL = Counter(
     "metric_label_overflow_total",
     "Connections and sessions counted under the label value other, as the bound of distinct "
@@ -156,6 +185,11 @@ CATALOGUE: tuple[Metric, ...] = (
     CIRCUIT_BREAKER_STATE,
     SERVICE_CONSECUTIVE_FAILURES,
     SERVICE_FAILURE_STREAKS_TOTAL,
+    QUEUE_DEPTH,
+    QUEUE_LAG_SECONDS,
+    TASK_PROCESSING_SECONDS,
+    ARCHIVE_JOURNAL_FILL,
+    ARCHIVE_DEAD_LETTERS,
     METRIC_LABEL_OVERFLOW_TOTAL,
     BUILD_INFO,
 )

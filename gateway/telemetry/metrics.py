@@ -13,6 +13,7 @@ from typing import Literal
 from aioprometheus.collectors import Registry
 from loguru import logger
 
+from gateway.session.archive import JournalState
 from gateway.session.breaker import Breaker
 from gateway.session.model import Role
 from gateway.session.ports import SessionProbe
@@ -30,7 +31,7 @@ STREAK = 4
 
 
 class Telemetry:
-    """Implements `gateway.session.ports.Probe`.
+    """Implements `gateway.session.ports.Probe` and `gateway.session.archive.ArchiveProbe`.
 
     Attributes:
         registry: aioprometheus' registry that holds the metrics; nothing is global.
@@ -52,6 +53,7 @@ class Telemetry:
         self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._by_service: dict[str, _ServiceMetrics] = {}
+        self._archive = _ArchiveMetrics(self._series)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
     def connection_opened(self, tenant: str) -> None:
@@ -100,6 +102,14 @@ class Telemetry:
         """This node is about to stop."""
         self._draining.set(1)
 
+    def journal(self, state: JournalState) -> None:
+        """How much waits in all journals, as of now."""
+        self._archive.state = state
+
+    def archived(self, seconds: float) -> None:
+        """A batch was brought to the archive in so many seconds."""
+        self._archive.batches.observe(seconds)
+
     def follow(self, service: str, breaker: Breaker) -> None:
         """Shows a breaker of the node's own, from now on."""
         breaker.watch(lambda it: self.breaker_moved(service, it.state, it.failures))
@@ -115,6 +125,7 @@ class Telemetry:
     def render(self) -> tuple[bytes, str]:
         """All metrics as text, and its content type."""
         self._series.remove_idle()
+        self._archive.refresh()
         return TextFormatter().marshall(self.registry), CONTENT_TYPE
 
     def _of_service(self, label: str) -> "_ServiceMetrics":
@@ -148,6 +159,29 @@ class _ServiceMetrics:
         if self._seen < STREAK <= failures:
             self._streaks.inc()
         self._seen = failures
+
+
+class _ArchiveMetrics:
+    """The series of the way to the archive; shown even while they are zero."""
+
+    __slots__ = ("_dead", "_depth", "_fill", "_lag", "batches", "state")
+
+    def __init__(self, series: Series) -> None:
+        labels = catalogue.ALL_TENANTS, catalogue.ARCHIVE
+        self.state = JournalState()
+        self.batches = series.histogram(catalogue.TASK_PROCESSING_SECONDS, *labels)
+        self._depth = series.gauge(catalogue.QUEUE_DEPTH, *labels)
+        self._lag = series.gauge(catalogue.QUEUE_LAG_SECONDS, *labels)
+        self._fill = series.gauge(catalogue.ARCHIVE_JOURNAL_FILL)
+        self._dead = series.gauge(catalogue.ARCHIVE_DEAD_LETTERS)
+
+    def refresh(self) -> None:
+        """What was seen last; the lag has grown since."""
+        state = self.state
+        self._depth.set(state.entries)
+        self._lag.set(max(0.0, time.time() - state.oldest_ms / 1000) if state.oldest_ms else 0.0)
+        self._fill.set(state.fill)
+        self._dead.set(state.dead)
 
 
 class _LabelValues:

@@ -13,7 +13,7 @@ from chaos.fleet import NODES, Fleet
 P = "nooble_orchestrator_"
 _GLOBAL = {"agents", "nodes"}
 _AGENT_KEYS = ("ap", "aw", "aq", "ar")
-_PARTITION_KEYS = ("due", "j")
+_PARTITION_KEYS = ("due", "j", "jb", "jd")
 
 
 def series(fleet: Fleet, name: str) -> float:

@@ -11,6 +11,7 @@ from support.talk import Talk, event
 
 from gateway.bus import keys, sessions
 from gateway.bus.bus import Bus
+from gateway.session.archive import RunEnded
 from gateway.session.errors import Unavailable
 from gateway.session.model import AgentEvent, Limits, NewMessage
 from protocol.frames import Cursor
@@ -178,9 +179,8 @@ async def test_a_pending_run_that_was_cancelled_is_in_the_journal_too(talk: Talk
     pending = await talk.message("never mind")
     await talk.cancel(pending.run_id)
     await talk.finish(claim)
-    entries = await talk.bus.client.xrange(f"j:{{p{keys.partition(talk.key)}}}")
-    runs = [fields[b"run"].decode() for _, fields in entries]
-    assert runs[-2:] == [claim.ref.run_id, pending.run_id]
+    ended = [record.ref.run_id for record in await talk.journal() if isinstance(record, RunEnded)]
+    assert ended == [claim.ref.run_id, pending.run_id]
 
 
 async def test_a_finished_run_keeps_no_words(talk: Talk) -> None:

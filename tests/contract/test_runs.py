@@ -336,7 +336,7 @@ async def test_an_unreachable_server_is_unavailable() -> None:
             await Talk(bus).open()
 
 
-async def test_an_ending_keeps_its_journal_entry(bus: Bus) -> None:
+async def test_the_header_says_who_speaks_last(bus: Bus) -> None:
     talk = Talk(bus)
     await talk.open()
     claim = await talk.running("question")

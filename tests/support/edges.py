@@ -15,7 +15,9 @@ from starlette.middleware import Middleware
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges import health, metrics, pages, websocket
+from gateway.edges.api.routes import Parts
+from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_protocol import HttpProtocol
@@ -25,6 +27,7 @@ from gateway.session.endings import Endings
 from gateway.session.hub import Hub
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
+from support.little_archive import LittleArchive
 from support.little_bus import CountingProbe, LittleBus
 
 
@@ -33,6 +36,7 @@ class Node:
 
     def __init__(self, limits: ConnectionLimits | None = None) -> None:
         self.bus = LittleBus()
+        self.archive = LittleArchive()
         self.probe = CountingProbe()
         self.errors: list[Exception] = []
         self.wheel = Wheel(time.monotonic, self.report, tick_s=0.02)
@@ -58,6 +62,15 @@ class Node:
             node="n1",
             now_ms=lambda: 5000,
         )
+        self.parts = Parts(
+            service=service,
+            sessions=self.bus,
+            archive=self.archive,
+            directory=self.bus,
+            probe=self.probe,
+            clock=time.monotonic,
+            now_ms=lambda: 1_700_000_000_000,
+        )
         self.edge = websocket.WebSocketEdge(
             service=service,
             hub=self.hub,
@@ -70,7 +83,7 @@ class Node:
         self.app = Starlette(
             routes=[
                 *websocket.routes(self.edge),
-                *http.routes(service, self.bus),
+                *api_routes(self.parts, version="1.2.3"),
                 *health.routes(self.readiness),
                 *metrics.routes(lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8")),
                 *pages.routes(),

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.archive import Recalled
 from gateway.session.entry import TERMINAL_KINDS, read_entry
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import (
@@ -49,6 +50,7 @@ class Session:
     log: list[bytes] = field(default_factory=list)
     trimmed: int = 0
     messages: list[bytes] = field(default_factory=list)
+    message_runs: list[str] = field(default_factory=list)
     state: bytes | None = None
     open_run: str = ""
     run_from: int = 0
@@ -212,16 +214,23 @@ class LittleBus:
         on_detach: OnDetach = "continue",
         attending: bool = False,
         digest: str = "",
+        recalled: Recalled | None = None,
     ) -> SessionView:
         await self._call("open")
         self.calls["attend"] += attending
+        if recalled is not None:
+            agent, on_detach = recalled.agent, recalled.on_detach
         created = agent is not None and key not in self.sessions
         if created:
-            self._make(key, user, agent, node, on_detach, digest, node)
+            made = self._make(key, user, agent, node, on_detach, digest, node)
+            if recalled is not None:
+                made.messages = [message for _, message in recalled.messages]
+                made.message_runs = [run_id for run_id, _ in recalled.messages]
+                made.state = recalled.state
         session = self._find(key, user)
         if digest and session.made_of != digest:
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
-        homed = session.home == "" or (session.home == dead_home != node)
+        homed = node != "" and (session.home == "" or (session.home == dead_home != node))
         if homed:
             session.home_seq = session.seq if session.home else min(session.home_seq, session.seq)
             session.home, session.made_by = node, ""
@@ -261,11 +270,15 @@ class LittleBus:
     ) -> Accepted:
         await self._call("cancel")
         session = self._find(key, user)
-        known = session.ids.get(frame_id)
+        known, asked = session.ids.get(frame_id), f"cancel:{run_id or ''}"
         if known is not None:
+            if known[1] != asked:
+                raise Refused(ErrorCode.ID_CONFLICT, "this id was used with another content")
             return Accepted("duplicate", known[0], None, session.agent)
+        if run_id and run_id != session.open_run and run_id not in session.ended_runs():
+            raise Refused(ErrorCode.RUN_NOT_FOUND, "no such run in this session")
         target = run_id or session.open_run
-        session.ids[frame_id] = (target, "cancel")
+        session.ids[frame_id] = (target, asked)
         return Accepted("accepted", target, None, session.agent)
 
     async def close(
@@ -319,6 +332,7 @@ class LittleBus:
             session.state,
             session.open_run,
             session.run_from if session.open_run else 0,
+            list(session.message_runs),
         )
         if self.gate is not None:
             await self.gate.wait()

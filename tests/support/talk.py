@@ -8,7 +8,9 @@ from uuid import uuid4
 
 import anyio
 
+from gateway.bus import keys
 from gateway.bus.bus import Bus
+from gateway.session.archive import JournalEntry, Record, RunEnded
 from gateway.session.entry import Entry, parse_entry
 from gateway.session.model import (
     Accepted,
@@ -30,6 +32,17 @@ from protocol.frames import Cursor
 def event(kind: str, **fields: Any) -> bytes:
     """An AG-UI event as JSON."""
     return json.dumps({"type": kind, **fields}).encode()
+
+
+def record_key(record: Record | None) -> SessionKey | None:
+    """Whose record it is."""
+    match record:
+        case None:
+            return None
+        case RunEnded():
+            return record.ref.session
+        case _:
+            return record.key
 
 
 @dataclass
@@ -157,6 +170,19 @@ class Talk:
     async def kinds(self) -> str:
         """The log's kinds, one letter an event."""
         return "".join(entry.kind for entry in await self.log())
+
+    async def entries(self) -> list[JournalEntry]:
+        """What the journal has of this session, oldest first."""
+        read = await self.bus.journal.read([keys.partition(self.key)], 100_000)
+        return [entry for entry in read if record_key(entry.record) == self.key]
+
+    async def journal(self) -> list[Record]:
+        """The same, as records."""
+        return [entry.record for entry in await self.entries() if entry.record is not None]
+
+    async def archive(self) -> None:
+        """As if the archive had taken it all."""
+        await self.bus.journal.forget([entry.id for entry in await self.entries()])
 
     async def due(self, kind: str) -> Due:
         """Waits until a due time of this session has passed."""

@@ -11,8 +11,8 @@ local user, frame_id, run_id, digest, message, fields, when_busy, traceparent = 
 local limits = limits_of(ARGV[12])
 
 local session = get_session()
-local answer = admit(session, { user = user, frame_id = frame_id, digest = digest, run_id = run_id,
-  seen_epoch = ARGV[9], seen_seq = ARGV[10], fresh_epoch = ARGV[11] })
+local answer = admit(session, limits, { user = user, frame_id = frame_id, digest = digest,
+  run_id = run_id, seen_epoch = ARGV[9], seen_seq = ARGV[10], fresh_epoch = ARGV[11] })
 if answer then
   return answer
 end

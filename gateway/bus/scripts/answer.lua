@@ -10,8 +10,8 @@ local user, frame_id, run_id, digest, resume, traceparent = unpack(ARGV, 1, 6)
 local limits = limits_of(ARGV[10])
 
 local session = get_session()
-local answer = admit(session, { user = user, frame_id = frame_id, digest = digest, run_id = run_id,
-  seen_epoch = ARGV[7], seen_seq = ARGV[8], fresh_epoch = ARGV[9] })
+local answer = admit(session, limits, { user = user, frame_id = frame_id, digest = digest,
+  run_id = run_id, seen_epoch = ARGV[7], seen_seq = ARGV[8], fresh_epoch = ARGV[9] })
 if answer then
   return answer
 end

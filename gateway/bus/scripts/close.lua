@@ -30,6 +30,6 @@ if session.open ~= '' then
   cancel_open(session, limits)
 else
   next_run(session, limits)
-  retire_session()
+  retire_session(session)
 end
 return { 1, session.agent, session.created_ms, int(now) }

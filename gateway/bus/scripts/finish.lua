@@ -45,6 +45,7 @@ if ARGV[7] ~= '' then
 end
 if ARGV[11] ~= '' then
   redis.call('HSET', K.session, 'shared_state', ARGV[11])
+  session.shared_state = ARGV[11]
 end
 local messages = {}
 for i = 15, #ARGV do

@@ -1,9 +1,10 @@
 #!lua
 -- Creates a session or finds it, and takes its home when it has none.
 --
--- ARGV: user, agent ('' to follow only), metadata JSON, node, dead_home, fresh epoch, limits,
---       on_detach (continue, cancel), attending (1: the node has clients on it), digest of what is to
---       be created ('' where the id alone decides)
+-- ARGV: user, agent ('' to follow only), metadata JSON, node ('' only looks), dead_home, fresh epoch,
+--       limits, on_detach (continue, cancel), attending (1: the node has clients on it), digest of
+--       what is to be created ('' where the id alone decides), shared state JSON or '', then the
+--       messages that its transcript begins with, each behind the id of its run
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
 --          pending tools JSON, on_detach, home_seq, made here, then (run id, status) pairs, the open
 --          run first
@@ -19,10 +20,19 @@ if redis.call('EXISTS', K.session) == 0 then
   if agent == '' then
     return refuse('session_not_found', 'no such session')
   end
+  if journal_full(limits) then
+    return refuse_full()
+  end
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
     'idle', 'open', '', 'made_of', ARGV[10], 'home', node, 'home_seq', 0, 'made_by', node,
     'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0, 'transcript_bytes', 0,
-    'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8])
+    'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8], 'shared_state', ARGV[11])
+  local items = {}
+  for i = 12, #ARGV do
+    items[#items + 1] = ARGV[i]
+  end
+  add_items(items, limits)
+  journal_begun(user, agent, metadata, ARGV[8])
   redis.call('DEL', K.expired)
   created, homed = 1, 1
 end
@@ -53,7 +63,9 @@ if created == 0 and vacant and node ~= '' then
     redis.call('SPUBLISH', K.events, '!home')  -- in case it lives after all
   end
 end
-set_due('expiry', '', now + limits.session_ttl_ms)
+if node ~= '' or created == 1 then
+  set_due('expiry', '', now + limits.session_ttl_ms)
+end
 if ARGV[9] == '1' then
   set_detach_due(limits, 'XX')
 end

@@ -2,8 +2,8 @@
 -- Reads what a newcomer must know, in one step.
 --
 -- ARGV: none
--- Returns: epoch, seq, open run id, seq of its RUN_STARTED (0: none yet), shared state JSON, messages;
---       or an empty array when there is no session. The open run's events are read page by page.
+-- Returns: epoch, seq, open run id, seq of its RUN_STARTED (0: none yet), shared state JSON, messages,
+--       each behind the id of its run; or an empty array when there is no session. The open run's events are read page by page.
 
 local session = get_session()
 if session.user == '' then

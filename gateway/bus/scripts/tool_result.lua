@@ -10,8 +10,8 @@ local user, frame_id, run_id, digest, call_id, message, traceparent = unpack(ARG
 local limits = limits_of(ARGV[11])
 
 local session = get_session()
-local answer = admit(session, { user = user, frame_id = frame_id, digest = digest, run_id = run_id,
-  seen_epoch = ARGV[8], seen_seq = ARGV[9], fresh_epoch = ARGV[10] })
+local answer = admit(session, limits, { user = user, frame_id = frame_id, digest = digest,
+  run_id = run_id, seen_epoch = ARGV[8], seen_seq = ARGV[9], fresh_epoch = ARGV[10] })
 if answer then
   return answer
 end

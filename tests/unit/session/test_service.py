@@ -100,10 +100,10 @@ async def test_a_repeated_cancel_is_the_same_cancel(world, service):
     world.bus.make()
     world.bus.append("S", run="r1")
     view = await service.find(ANONYMOUS, KEY.session_id)
-    first = await service.cancel(view, Cancel("x"))
+    first = await service.cancel(view.key, view.user, Cancel("x"))
     world.bus.append("C", run="r1")
     world.bus.append("S", run="r2")
-    again = await service.cancel(view, Cancel("x"))
+    again = await service.cancel(view.key, view.user, Cancel("x"))
     assert (first.status, first.run_id) == ("accepted", "r1")
     assert (again.status, again.run_id) == ("duplicate", "r1")
 
@@ -260,7 +260,7 @@ async def test_what_is_asked_of_a_session_that_redis_lost_may_be_asked_again(wor
     del world.bus.sessions[KEY]
     for asking in (
         service.message(view, Message("m", "hi")),
-        service.cancel(view, Cancel("c")),
+        service.cancel(view.key, view.user, Cancel("c")),
         service.find(ANONYMOUS, KEY.session_id),
     ):
         with pytest.raises(Refused) as refused:

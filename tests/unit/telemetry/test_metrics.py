@@ -1,8 +1,11 @@
 """The probe's verbs move the right series, and aioprometheus' own readers see it."""
 
+import time
+
 import pytest
 from aioprometheus.collectors import Registry
 
+from gateway.session.archive import ArchiveProbe, JournalState
 from gateway.session.breaker import Breaker
 from gateway.session.ports import Probe
 from gateway.telemetry import catalogue
@@ -50,6 +53,11 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "circuit_breaker_state": ("Gauge", ("service",)),
         "service_consecutive_failures": ("Gauge", ("service",)),
         "service_failure_streaks_total": ("Counter", ("service",)),
+        "queue_depth": ("Gauge", ("tenant_id", "queue")),
+        "queue_lag_seconds": ("Gauge", ("tenant_id", "queue")),
+        "task_processing_seconds": ("Histogram", ("tenant_id", "task_type")),
+        "archive_journal_fill": ("Gauge", ()),
+        "archive_dead_letters": ("Gauge", ()),
         "metric_label_overflow_total": ("Counter", ()),
         "build_info": ("Gauge", ("version",)),
     }
@@ -268,3 +276,33 @@ def test_agents_past_the_bound_share_a_service():
         telemetry.breaker_moved(f"agent:{agent}", 2, 5)
     assert value(telemetry, "circuit_breaker_state", {"service": "agent:other"}) == 2
     assert count(telemetry, "circuit_breaker_state") == 2
+
+
+ARCHIVE = {"tenant_id": "_all", "queue": "archive"}
+
+
+def test_the_way_to_the_archive_is_shown_from_zero_on(telemetry):
+    """An alert on its depth or lag must have something to compare with."""
+    for _ in range(3):
+        telemetry.render()
+        assert value(telemetry, "queue_depth", ARCHIVE) == 0
+        assert value(telemetry, "queue_lag_seconds", ARCHIVE) == 0
+
+
+def test_the_lag_of_the_archive_grows_between_two_looks(telemetry):
+    """Its birth is kept and its age computed at the scrape: a look that hangs must not hide it."""
+    probe: ArchiveProbe = telemetry
+    born_ms = int(time.time() * 1000) - 60_000
+    probe.journal(JournalState(entries=7, oldest_ms=born_ms, fill=0.25, dead=2))
+    probe.archived(0.02)
+    telemetry.render()
+    first = value(telemetry, "queue_lag_seconds", ARCHIVE)
+    telemetry.render()
+    assert 60 <= first < value(telemetry, "queue_lag_seconds", ARCHIVE) < 120
+    assert value(telemetry, "queue_depth", ARCHIVE) == 7
+    assert value(telemetry, "archive_journal_fill", {}) == 0.25
+    assert value(telemetry, "archive_dead_letters", {}) == 2
+    probe.journal(JournalState())
+    telemetry.render()
+    assert value(telemetry, "queue_lag_seconds", ARCHIVE) == 0
+    assert value(telemetry, "archive_dead_letters", {}) == 0

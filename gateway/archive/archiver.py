@@ -1,0 +1,237 @@
+"""The archiver: one node's part in bringing what the journals hold to the database.
+
+The partitions are shared out over the nodes that are alive by rendezvous hashing: each node
+computes the same shares from what the beat tells, and nobody has to agree on anything. While nodes
+disagree for a moment, two bring the same entries, which is harmless since writing is idempotent; a
+partition that nobody takes for a moment waits.
+
+An entry is forgotten after its transaction was committed, so what dies in between is written again.
+While the database or Redis is away everything waits where it is, in Redis.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+
+from loguru import logger
+
+from gateway.archive.errors import BadRecord
+from gateway.session.archive import (
+    ArchiveProbe,
+    Journal,
+    JournalEntry,
+    JournalState,
+    Record,
+    RunEnded,
+)
+from gateway.session.errors import Unavailable
+from gateway.session.ports import Clock
+
+SLICE = 16
+"""So many partitions are read at a time; each holds some 4 MiB at most."""
+COUNT = 50
+"""So many entries of each."""
+BATCH = 500
+BATCH_BYTES = 8 * 1024 * 1024
+"""What one transaction has at least, when there is so much; all that a round finds, otherwise."""
+
+PAUSE_S = 0.5
+MOST_PAUSE_S = 5.0
+"""Between tries while the database or Redis is away: doubled each time, up to this."""
+
+FULL = 0.8
+"""From here on a journal's fill is worth a warning (and an alert): at 1 messages are refused."""
+
+
+class Archiver:
+    """Archives this node's share, and looks how much waits for the whole fleet."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        write: Callable[[Sequence[Record]], Awaitable[None]],
+        probe: ArchiveProbe,
+        node: str,
+        partitions: int,
+        clock: Clock,
+        report: Callable[[str, Exception], None],
+        interval_s: float = 0.5,
+        watch_s: float = 5.0,
+    ) -> None:
+        """Nothing is its share before `heard`.
+
+        Args:
+            journal: where history waits.
+            write: writes records in one transaction, idempotently. Raises `Unavailable` while the
+                database is away, `BadRecord` when it will never take one of them. What else it
+                raises is a fault of ours, and no reason to set history aside.
+            probe: telemetry.
+            node: this one.
+            partitions: how many journals there are.
+            clock: tells the time.
+            report: is told of unexpected faults.
+            interval_s: how often the journals are looked at,
+            watch_s: and how often their state is.
+        """
+        self._journal = journal
+        self._write = write
+        self._probe = probe
+        self._node = node
+        self._partitions = partitions
+        self._clock = clock
+        self._report = report
+        self._interval_s = interval_s
+        self._watch_s = watch_s
+        self._alive: frozenset[str] = frozenset()
+        self._share: list[int] = []
+        self._away = False
+        self._nearly_full = False
+
+    def heard(self, nodes: Mapping[str, bool]) -> None:
+        """Which nodes live, as the beat was told."""
+        alive = frozenset(node for node, lives in nodes.items() if lives)
+        if alive != self._alive:
+            self._alive = alive
+            self._share = share(self._node, alive, self._partitions)
+
+    async def run(self) -> None:
+        """Archives until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._run())
+            tasks.create_task(self._watch())
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            pause_s = self._interval_s
+            try:
+                if await self.archive():
+                    pause_s = 0.0
+                failures = 0
+            except Unavailable:
+                pause_s = min(MOST_PAUSE_S, PAUSE_S * 2 ** min(failures, 16))
+                pause_s *= random.uniform(0.5, 1)  # nodes that lost it together come back apart
+                failures += 1
+            except Exception as error:  # noqa: BLE001 - history waits, and must not for ever
+                self._report("history could not be archived", error)
+                pause_s = MOST_PAUSE_S
+            await asyncio.sleep(pause_s)
+
+    async def archive(self) -> bool:
+        """Archives what waits in this node's share, once through. True: there is more already.
+
+        Raises:
+            Unavailable: the database or Redis is away; the rest waits.
+        """
+        more = False
+        partitions, batch = self._share, list[JournalEntry]()
+        for first in range(0, len(partitions), SLICE):
+            found = await self._journal.read(partitions[first : first + SLICE], COUNT)
+            more = more or COUNT in Counter(entry.id.partition for entry in found).values()
+            batch += found
+            if len(batch) >= BATCH or sum(map(_size, batch)) >= BATCH_BYTES:
+                await self._bring(batch)
+                batch = []
+        if batch:
+            await self._bring(batch)
+        return more
+
+    async def _bring(self, entries: Sequence[JournalEntry]) -> None:
+        began = self._clock()
+        readable: list[tuple[JournalEntry, Record]] = []
+        for entry in entries:
+            if entry.record is None:
+                await self._bury(entry, "it cannot be understood")
+            else:
+                readable.append((entry, entry.record))
+        if readable:
+            await self._write_all(readable)
+            self._probe.archived(self._clock() - began)
+
+    async def _write_all(self, entries: Sequence[tuple[JournalEntry, Record]]) -> None:
+        """Writes and forgets; what the database will never take is found by halves and buried."""
+        try:
+            await self._write([record for _, record in entries])
+        except Unavailable as error:
+            self._note(away=True, why=error)
+            raise
+        except BadRecord as error:
+            if len(entries) == 1:
+                await self._bury(entries[0][0], _one_line(error))
+                return
+            middle = len(entries) // 2
+            await self._write_all(entries[:middle])
+            await self._write_all(entries[middle:])
+            return
+        self._note(away=False)
+        await self._journal.forget([entry.id for entry, _ in entries])
+
+    async def _bury(self, entry: JournalEntry, why: str) -> None:
+        logger.bind(partition=entry.id.partition, entry=entry.id.id, error=why).error(
+            "the archive refuses an entry of the journal; it is among the dead letters now"
+        )
+        await self._journal.bury(entry.id, why)
+
+    def _note(self, *, away: bool, why: Exception | None = None) -> None:
+        """One line when the database goes and one when it is back."""
+        if away and not self._away:
+            logger.bind(error=repr(why)).error(
+                "the archive cannot be written; history waits in Redis"
+            )
+        elif self._away and not away:
+            logger.info("the archive is written again")
+        self._away = away
+
+    # --- how much waits ---------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                self._look(await self._journal.state())
+            except Unavailable:
+                pass
+            except Exception as error:  # noqa: BLE001 - the next look may succeed
+                self._report("the journals could not be looked at", error)
+            await asyncio.sleep(self._watch_s)
+
+    def _look(self, state: JournalState) -> None:
+        self._probe.journal(state)
+        nearly_full = state.fill >= FULL
+        if nearly_full and not self._nearly_full:
+            logger.bind(fill=round(state.fill, 2), entries=state.entries).warning(
+                "a journal is nearly full: its sessions take no messages when it is"
+            )
+        self._nearly_full = nearly_full
+
+
+def share(node: str, alive: Iterable[str], partitions: int) -> list[int]:
+    """The partitions of one node among those that are alive: each has exactly one.
+
+    Rendezvous hashing: when a node goes, only what was its own moves, evenly to the others.
+    """
+
+    def weight(other: str, number: int) -> tuple[bytes, str]:
+        return blake2b(f"{number} {other}".encode(), digest_size=8).digest(), other
+
+    nodes = list(alive)
+    return [
+        number
+        for number in range(partitions)
+        if nodes and max(nodes, key=lambda other, n=number: weight(other, n)) == node
+    ]
+
+
+def _size(entry: JournalEntry) -> int:
+    """What is large in it, in bytes."""
+    match entry.record:
+        case RunEnded(asked=asked, said=said, event=event, state=state):
+            return sum(map(len, asked)) + sum(map(len, said)) + len(event) + len(state or b"")
+        case _:
+            return 0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
