@@ -1,5 +1,6 @@
 """SQL: the history, for good, on SQLite or PostgreSQL. Implements `History` of the domain.
 
+==========  ======================================================================================
 schema      the tables
 migrations  how they came to be, step by step; migrate goes the way
 database    `DATABASE_URL` to an engine: bounded calls, one breaker, a check for readiness
@@ -11,6 +12,5 @@ reader      `History`: what the archive answers
 erasure     removes a user's data, or a session's, and leaves a tombstone
 retention   removes what is older than its tenant keeps
 statements  what the two kinds of database say in two ways
-archiver    a node's part in bringing the journals to the writer
 ==========  ======================================================================================
 """
