@@ -18,6 +18,8 @@ from starlette.middleware import Middleware
 from gateway import __version__
 from gateway.agents.sdk import Agent
 from gateway.agents.worker import Worker
+from gateway.archive.database import Database
+from gateway.archive.migrate import prepare
 from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
@@ -28,7 +30,7 @@ from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
-from gateway.session.errors import Unavailable
+from gateway.session.errors import CannotStart, Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
@@ -76,6 +78,44 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
         yield Bus(client, limits, ack_replicas=ack_replicas)
     finally:
         await client.aclose()
+
+
+HISTORY_FILE = "history.db"
+"""In the data directory, where no `DATABASE_URL` is set."""
+
+
+def history_database(settings: Settings) -> Database:
+    """The archive's database, not yet connected.
+
+    Raises:
+        CannotStart: with one line for a person.
+    """
+    if settings.database_url is not None:
+        return Database(settings.database_url)
+    folder = settings.data_dir.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"GATEWAY_DATA_DIR={folder}: {error.strerror}") from None
+    return Database(folder / HISTORY_FILE)
+
+
+@asynccontextmanager
+async def open_history(settings: Settings) -> AsyncGenerator[Database]:
+    """The archive's database, with the schema that is needed if it answers.
+
+    Our own file is brought up to date, a configured database only when that is asked for.
+
+    Raises:
+        CannotStart: with one line for a person.
+    """
+    database = history_database(settings)
+    try:
+        ours = settings.database_url is None
+        await prepare(database, migrates=ours or settings.database_migrate)
+        yield database
+    finally:
+        await database.close()
 
 
 class Node:

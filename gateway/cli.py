@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -111,8 +111,20 @@ def chat(
 
 
 @app.command()
+def migrate(
+    to: Annotated[
+        str, typer.Option(help="A version to go up or down to; `base` removes all history.")
+    ] = "",
+) -> None:
+    """Brings the history's database to the version that this gateway needs."""
+    settings, _ = _settings()
+    _start(settings, lambda: _migrate(settings, to))
+
+
+@app.command()
 def config() -> None:
     """Prints the effective settings, and checks them. Secrets are masked."""
+    from gateway.archive.database import Database
     from gateway.bus.connection import create_client, mask
     from gateway.server import resolve
 
@@ -121,12 +133,18 @@ def config() -> None:
         resolve(settings.host, settings.port)
         if settings.redis_url is not None:
             create_client(settings.redis_url)
+        if settings.database_url is not None:
+            Database(settings.database_url)
     except CannotStart as error:
         _fail(str(error))
     for name, value in settings.model_dump().items():
         alias = str(Settings.model_fields[name].validation_alias)
-        shown = mask(value) if name == "redis_url" and value else "" if value is None else value
-        typer.echo(f"{alias}={shown}")
+        if isinstance(value, dict):
+            days = cast("dict[str, int]", value)
+            value = ",".join(f"{tenant}={count}" for tenant, count in days.items())
+        elif name.endswith("_url") and value:
+            value = mask(value)
+        typer.echo(f"{alias}={'' if value is None else value}")
     for name in Limits.__dataclass_fields__:
         typer.echo(f"GATEWAY_LIMIT_{name.upper()}={getattr(limits, name)}")
 
@@ -209,6 +227,19 @@ async def _worker(
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone, stopper)
     async with redis_url(settings) as url, open_bus(url, limits) as bus:
         await serve_agent(bus, limits, agent, slots=slots, grace_s=grace_s, on_stop=stopper.on_stop)
+
+
+async def _migrate(settings: Settings, to: str) -> None:
+    from gateway.app import history_database
+    from gateway.archive.migrate import migrate
+    from gateway.archive.schema import VERSION
+
+    database = history_database(settings)
+    try:
+        before, after = await migrate(database, to or VERSION)
+    finally:
+        await database.close()
+    typer.echo(f"{database.where}: from {before or 'nothing'} to {after or 'nothing'}")
 
 
 def _parent_is_gone(stopper: _Stopper) -> None:

@@ -8,5 +8,9 @@ faults      what a database's errors mean; errors, what becomes of them
 rows        what a batch of the journals says, as rows
 writer      writes batches: idempotent, whatever the order
 archiver    a node's part in bringing the journals to the writer
+reader      `History`: what the archive answers
+erasure     removes a user's data, or a session's, and leaves a tombstone
+retention   removes what is older than its tenant keeps
+statements  what the two kinds of database say in two ways
 ==========  ======================================================================================
 """

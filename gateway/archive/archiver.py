@@ -17,6 +17,7 @@ from hashlib import blake2b
 
 from loguru import logger
 
+from gateway.archive.errors import BadRecord
 from gateway.session.archive import (
     ArchiveProbe,
     Journal,
@@ -65,7 +66,8 @@ class Archiver:
         Args:
             journal: where history waits.
             write: writes records in one transaction, idempotently. Raises `Unavailable` while the
-                database is away; anything else means that it will not take one of them.
+                database is away, `BadRecord` when it will never take one of them. What else it
+                raises is a fault of ours, and no reason to set history aside.
             probe: telemetry.
             node: this one.
             partitions: how many journals there are.
@@ -156,7 +158,7 @@ class Archiver:
         except Unavailable as error:
             self._note(away=True, why=error)
             raise
-        except Exception as error:  # noqa: BLE001 - one bad entry must not hold up all the others
+        except BadRecord as error:
             if len(entries) == 1:
                 await self._bury(entries[0][0], _one_line(error))
                 return

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Table, case, func, select, tuple_
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.archive.database import ERASING, Database, hold
@@ -19,6 +17,7 @@ from gateway.archive.rows import (
     usage_rows,
 )
 from gateway.archive.schema import messages, runs, sessions, tombstones, usage_daily
+from gateway.archive.statements import greatest, least, upsert
 from gateway.session.archive import Record, RunEnded, SessionBegun, SessionOver
 from gateway.session.model import RunRef, SessionKey
 
@@ -72,38 +71,39 @@ async def _not_erased(connection: AsyncConnection, records: Sequence[Record]) ->
     erased = {(tenant, user, session): at_ms for tenant, user, session, at_ms in found}
     if not erased:
         return list(records)
-    known = await _known_sessions(connection, records)
-    known |= {
-        record.key
-        for record in records
-        if isinstance(record, SessionBegun)
-        and record.at_ms > erased.get((record.key.tenant, record.user, ""), 0)
-    }
-    return [record for record in records if not _is_erased(record, erased, known)]
+    begun = await _begun(connection, records)
+    return [record for record in records if not _is_erased(record, erased, begun)]
 
 
-async def _known_sessions(
-    connection: AsyncConnection, records: Sequence[Record]
-) -> set[SessionKey]:
+async def _begun(connection: AsyncConnection, records: Sequence[Record]) -> dict[SessionKey, int]:
+    """When the sessions began of which that is known: archived, or in the batch."""
     keys = sorted({tuple(key_of(record)) for record in records})
     s = sessions.c
     found = await connection.execute(
-        select(s.tenant_id, s.session_id).where(tuple_(s.tenant_id, s.session_id).in_(keys))
+        select(s.tenant_id, s.session_id, s.created_ms).where(
+            tuple_(s.tenant_id, s.session_id).in_(keys)
+        )
     )
-    return {SessionKey(*key) for key in found.tuples()}
+    known = {SessionKey(row.tenant_id, row.session_id): row.created_ms for row in found}
+    for record in records:
+        if isinstance(record, SessionBegun):
+            known[record.key] = min(record.at_ms, known.get(record.key, record.at_ms))
+    return known
 
 
 def _is_erased(
-    record: Record, erased: dict[tuple[str, str, str], int], known: set[SessionKey]
+    record: Record, erased: dict[tuple[str, str, str], int], begun: dict[SessionKey, int]
 ) -> bool:
     key = key_of(record)
     if (key.tenant, record.user, key.session_id) in erased:
         return True
-    # All of the user up to a moment. What is known was begun after it, or it would be gone.
+    # All of the user that was begun up to a moment. Of a session that is not known its runs tell,
+    # and its end is nothing without it.
     user_ms = erased.get((key.tenant, record.user, ""))
-    if user_ms is None or key in known:
+    if user_ms is None:
         return False
-    return not (isinstance(record, RunEnded) and record.created_ms > user_ms)
+    began_ms = record.created_ms if isinstance(record, RunEnded) else 0
+    return begun.get(key, began_ms) <= user_ms
 
 
 def _deltas(records: Sequence[Record], fresh: set[RunRef]) -> list[Row]:
@@ -132,12 +132,7 @@ def _deltas(records: Sequence[Record], fresh: set[RunRef]) -> list[Row]:
 
 def _insert(connection: AsyncConnection, table: Table) -> Any:
     """`INSERT` that passes over what is there."""
-    return _upsert(connection, table).on_conflict_do_nothing()
-
-
-def _upsert(connection: AsyncConnection, table: Table) -> Any:
-    postgresql = connection.dialect.name == "postgresql"
-    return postgresql_insert(table) if postgresql else sqlite_insert(table)
+    return upsert(connection, table).on_conflict_do_nothing()
 
 
 async def _add_runs(connection: AsyncConnection, rows: list[Row]) -> set[RunRef]:
@@ -150,7 +145,7 @@ async def _add_runs(connection: AsyncConnection, rows: list[Row]) -> set[RunRef]
 
 
 def _merge_sessions(connection: AsyncConnection) -> Any:
-    statement = _upsert(connection, sessions)
+    statement = upsert(connection, sessions)
     old, new = sessions.c, statement.excluded
     moves = case(
         (old.status == "completed", False),
@@ -168,19 +163,19 @@ def _merge_sessions(connection: AsyncConnection) -> Any:
             "on_detach": func.coalesce(old.on_detach, new.on_detach),
             "status": case((moves, new.status), else_=old.status),
             "status_ms": case((moves, new.status_ms), else_=old.status_ms),
-            "created_ms": _least(old.created_ms, new.created_ms),
-            "active_ms": _greatest(old.active_ms, new.active_ms),
-            "ended_ms": _greatest(old.ended_ms, new.ended_ms),
+            "created_ms": least(old.created_ms, new.created_ms),
+            "active_ms": greatest(old.active_ms, new.active_ms),
+            "ended_ms": greatest(old.ended_ms, new.ended_ms),
             "runs": old.runs + new.runs,
             "messages": old.messages + new.messages,
             "state": case((newer_state, new.state), else_=old.state),
-            "state_ms": _greatest(old.state_ms, new.state_ms),
+            "state_ms": greatest(old.state_ms, new.state_ms),
         },
     )
 
 
 def _add_usage(connection: AsyncConnection) -> Any:
-    statement = _upsert(connection, usage_daily)
+    statement = upsert(connection, usage_daily)
     old, new = usage_daily.c, statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[old.tenant_id, old.day, old.agent_id, old.model],
@@ -190,14 +185,6 @@ def _add_usage(connection: AsyncConnection) -> Any:
             "output_tokens": _sum(old.output_tokens, new.output_tokens),
         },
     )
-
-
-def _least(one: Any, other: Any) -> Any:
-    return case((one < other, one), else_=other)
-
-
-def _greatest(one: Any, other: Any) -> Any:
-    return case((one > other, one), else_=other)
 
 
 def _sum(old: Any, new: Any) -> Any:

@@ -8,6 +8,7 @@ sessions     `Sessions`: a session's live state, for the node that serves its cl
 runs         `RunQueue`: from accepted runs to workers, and a run's life in their hands
 directory    `Directory`: which agents exist and who serves them
 journal      `Journal`: what waits for the archive
+erasure      `Erasure`: removes what lives of a session, and of a user
 deadlines    `Deadlines`: due times on Redis's clock
 notices      `Notices`: the process's one subscriber
 bus          all of them on one client

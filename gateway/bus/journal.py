@@ -10,6 +10,7 @@ import msgspec
 from gateway.bus import keys
 from gateway.bus.scripts import Scripts, source
 from gateway.session.archive import (
+    DeadLetter,
     EntryId,
     JournalEntry,
     JournalState,
@@ -31,17 +32,9 @@ class RedisJournal:
         self._scripts = scripts
         self._most_bytes = limits.journal_bytes
 
-    async def _pipeline(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """What each of the commands answers; they may be of any partitions."""
-        pipeline: Any = self._scripts.client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        async with self._scripts.asking():
-            return cast("list[Any]", await pipeline.execute())
-
     async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
         """At most `count` of the oldest entries of each partition, oldest first within each."""
-        pages = await self._pipeline(
+        pages = await self._scripts.pipeline(
             *(("XRANGE", keys.journal(number), "-", "+", "COUNT", count) for number in partitions)
         )
         return [
@@ -59,10 +52,54 @@ class RedisJournal:
             )
         )
 
+    async def bury(self, entry: EntryId, why: str) -> None:
+        """Sets an entry aside, since the archive will never take it."""
+        await self._scripts.call("bury", keys.journal(entry.partition), entry.id, why)
+
+    async def dead(self, count: int) -> list[DeadLetter]:
+        """At most `count` dead letters, oldest first."""
+        pages = await self._scripts.pipeline(
+            *(
+                ("XRANGE", keys.dead_letters(number), "-", "+", "COUNT", count)
+                for number in range(keys.PARTITIONS)
+            )
+        )
+        letters = [
+            _parse_letter(EntryId(number, letter_id.decode()), fields)
+            for number, page in enumerate(pages)
+            for letter_id, fields in page
+        ]
+        return sorted(letters, key=lambda letter: letter.at_ms)[:count]
+
+    async def replay(self, letters: Sequence[EntryId]) -> int:
+        """Puts dead letters back at the end of their journals. Answers how many."""
+        answers = await asyncio.gather(
+            *(
+                self._scripts.call("replay", keys.journal(number), *ids)
+                for number, ids in _by_partition(letters).items()
+            )
+        )
+        return sum(count for [count] in answers)
+
+    async def drop_dead(self, tenant: str, user: str, session_id: str = "") -> int:
+        """Removes the dead letters of a user, or of one session of theirs. Answers how many."""
+        numbers: Sequence[int] = range(keys.PARTITIONS)
+        if session_id:
+            numbers = [keys.partition(SessionKey(tenant, session_id))]
+        sizes = await self._scripts.pipeline(
+            *(("XLEN", keys.dead_letters(number)) for number in numbers)
+        )
+        count = 0
+        for number, size in zip(numbers, sizes, strict=True):
+            if size:
+                key = keys.journal(number)
+                count += (await self._scripts.call("drop_dead", key, tenant, user, session_id))[0]
+        return count
+
     async def state(self) -> JournalState:
         """How much waits, and for how long."""
         script = source("journal_state")
-        answers = await self._pipeline(
+        answers = await self._scripts.pipeline(
             *(("EVAL", script, 1, keys.journal(number)) for number in range(keys.PARTITIONS))
         )
         oldest = [int(oldest.partition(b"-")[0]) for _, oldest, _, _ in answers if oldest]
@@ -79,6 +116,12 @@ def _by_partition(entries: Sequence[EntryId]) -> dict[int, list[str]]:
     for number, entry_id in entries:
         found[number].append(entry_id)
     return found
+
+
+def _parse_letter(letter_id: EntryId, fields: dict[bytes, bytes]) -> DeadLetter:
+    text = {name.decode(errors="replace"): fields[name].decode(errors="replace") for name in fields}
+    why = text.pop("why", "")
+    return DeadLetter(letter_id, text, why, int(letter_id.id.partition("-")[0]))
 
 
 def parse_record(fields: dict[bytes, bytes]) -> Record | None:

@@ -41,6 +41,11 @@ def probe_channel(beside: str, token: str) -> str:
     return f"probe:{beside[beside.index('{') : beside.index('}') + 1]}:{token}"
 
 
+def user_sessions(number: int, tenant: str, user: str) -> str:
+    """The sessions of a user in a partition."""
+    return f"u:{{p{number}}}:{tenant}:{user}"
+
+
 def due(number: int) -> str:
     """The due times of a partition."""
     return f"due:{{p{number}}}"
@@ -49,6 +54,11 @@ def due(number: int) -> str:
 def journal(number: int) -> str:
     """What waits for the archive in a partition; the scripts derive its other names from this."""
     return f"j:{{p{number}}}"
+
+
+def dead_letters(number: int) -> str:
+    """What the archive refuses of a partition's journal."""
+    return f"jd:{{p{number}}}"
 
 
 def waiting(agent: str) -> str:

@@ -52,7 +52,10 @@ _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAI
 """The first words of errors that a server answers while it changes its state."""
 _EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
-_STANDALONE = {"dispatch", "take", "presence", "beat", "forget", "journal_state"}
+_STANDALONE = {
+    *("dispatch", "take", "presence", "beat"),
+    *("forget", "bury", "replay", "drop_dead", "journal_state"),
+}
 _SHARED = ("lib", "journal", "runs")
 
 
@@ -129,6 +132,18 @@ class Scripts:
             breaker.release()
             raise
         breaker.succeed()
+
+    async def pipeline(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """What each of the commands answers; they only read, and may be of any slots.
+
+        Raises:
+            Unavailable: when Redis does not answer.
+        """
+        pipeline: Any = self.client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        async with self.asking():
+            return cast("list[Any]", await pipeline.execute())
 
     async def call(
         self, name: str, key: str, *arguments: Argument, replicas: int = 0, probe: bool = False

@@ -113,7 +113,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[14::2], answer[15::2], strict=True)
+            for run_id, status in zip(answer[15::2], answer[16::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -131,6 +131,7 @@ class RedisSessions:
             created=bool(created),
             homed=bool(homed),
             on_detach="cancel" if answer[11] == b"cancel" else "continue",
+            metadata=answer[14],
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:
@@ -186,9 +187,9 @@ class RedisSessions:
     ) -> Closed:
         """Ends the session; its open run is cancelled."""
         call_id = call_id or uuid4().hex
-        answer = await self._command("close", key, user, call_id, self._limits, int(again))
-        completed, agent, created_ms, ended_ms = answer
-        return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
+        return parse_closed(
+            await self._command("close", key, user, call_id, self._limits, int(again))
+        )
 
     async def read(
         self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None
@@ -226,6 +227,12 @@ class RedisSessions:
     async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:
         """Gives up the home."""
         return bool((await self._call("leave", key, node, counted_seq, self._limits))[0])
+
+
+def parse_closed(answer: list[Any]) -> Closed:
+    """What close.lua and erase.lua answer."""
+    completed, agent, created_ms, ended_ms = answer
+    return Closed(bool(completed), agent.decode(), int(created_ms), int(ended_ms))
 
 
 def _accepted(key: SessionKey, answer: list[Any]) -> Accepted:

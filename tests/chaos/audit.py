@@ -129,6 +129,8 @@ def leftovers(fleet: Fleet) -> list[str]:
                 continue
             if kind in _PARTITION_KEYS:
                 wrong += _stray_dues(redis, name, keyspace) if kind == "due" else []
+            elif kind == "u":
+                wrong += _stray_sessions(redis, name, keyspace)
             elif complaint := _unowned(redis, kind, rest, keyspace):
                 wrong.append(f"{name}: {complaint}")
         for name in keyspace.names:
@@ -153,6 +155,15 @@ def _unowned(redis: Redis, kind: str, rest: str, keyspace: _Keyspace) -> str:
         if run_id.encode() not in waiting:
             return f"a run that is neither open nor waiting: {redis.hget(f'r:{rest}', 'status')}"
     return ""
+
+
+def _stray_sessions(redis: Redis, name: str, keyspace: _Keyspace) -> list[str]:
+    """Sessions that a user's index says are alive."""
+    tag, _, rest = name.partition(":")[2].partition(":")
+    tenant = rest.partition(":")[0]
+    named = [member.decode() for member in redis.zrangebyscore(name, "inf", "inf")]
+    gone = [each for each in named if f"{tag}:{tenant}:{each}" not in keyspace.owners]
+    return [f"{name}: {each} is no more" for each in gone]
 
 
 def _stray_dues(redis: Redis, name: str, keyspace: _Keyspace) -> list[str]:

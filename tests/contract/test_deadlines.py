@@ -6,11 +6,12 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from support.bus import QUICK, connected_bus
+from support.bus import QUICK, archive_all, connected_bus
 from support.talk import Talk
 
 from gateway.bus import keys
 from gateway.bus.bus import Bus
+from gateway.session.archive import SessionOver
 from gateway.session.errors import Fenced, Refused
 from gateway.session.model import AgentInfo, WorkerInfo
 from protocol.codes import ErrorCode
@@ -147,6 +148,7 @@ async def test_an_unanswered_question_expires_and_the_next_run_begins(talk: Talk
 async def test_a_session_expires_once_when_its_home_is_gone(redis_url: str, talk: Talk) -> None:
     """Guarantee 9: counted by one node, which is told again when it did not hear the answer."""
     await talk.bus.deadlines.beat("one node")
+    await archive_all(talk.bus)
     due = await talk.due("expiry")
     async with connected_bus(redis_url, QUICK) as other_node:
         await other_node.deadlines.beat("another node")
@@ -163,6 +165,7 @@ async def test_a_session_expires_once_when_its_home_is_gone(redis_url: str, talk
 
 async def test_of_many_nodes_one_makes_a_session_expire(redis_url: str, talk: Talk) -> None:
     """Guarantee 9."""
+    await archive_all(talk.bus)
     due = await talk.due("expiry")
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(connected_bus(redis_url, QUICK)) for _ in range(4)]
@@ -171,6 +174,43 @@ async def test_of_many_nodes_one_makes_a_session_expire(redis_url: str, talk: Ta
         advances = await asyncio.gather(*(node.deadlines.advance(due) for node in nodes * 5))
     counted = {number % 4 for number, advanced in enumerate(advances) if advanced.completed}
     assert len(counted) == 1
+
+
+async def test_a_session_expires_only_when_the_archive_has_it(talk: Talk) -> None:
+    """Guarantee 8: it would be lost, if the database is away, or opened again without its end."""
+    await archive_all(talk.bus)
+    await talk.open()
+    await talk.finish(await talk.running())
+    for _ in range(2):
+        assert not (await talk.advance("expiry")).completed
+        assert await talk.state() == "idle"
+    [entry] = await talk.entries()
+    await talk.bus.journal.forget([entry.id])
+    assert (await talk.advance("expiry")).completed
+    [over] = await talk.journal()
+    assert isinstance(over, SessionOver)
+    assert (over.user, over.status) == (talk.user, "expired")
+
+
+async def test_others_do_not_keep_a_session_from_expiring(quick_bus: Bus) -> None:
+    """The journal of a partition is never empty when there is much to do."""
+    talk = Talk(quick_bus)
+    await talk.open()
+    await archive_all(quick_bus)
+    while keys.partition((other := Talk(quick_bus)).key) != keys.partition(talk.key):
+        pass
+    await other.open()
+    assert (await talk.advance("expiry")).completed
+    assert not (await other.advance("expiry")).completed
+
+
+async def test_an_entry_that_is_set_aside_keeps_no_session(quick_bus: Bus) -> None:
+    talk = Talk(quick_bus)
+    await archive_all(quick_bus)
+    await talk.open()
+    [begun] = await talk.entries()
+    await quick_bus.journal.bury(begun.id, "no")
+    assert (await talk.advance("expiry")).completed
 
 
 async def test_an_open_run_asks_for_a_home(redis_url: str, quick_bus: Bus) -> None:

@@ -2,16 +2,17 @@
 
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from support.bus import connected_bus
+from support.bus import archive_all, connected_bus
 from support.talk import Talk, event
 
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.session.archive import RunEnded, SessionBegun, SessionOver
+from gateway.session.archive import DeadLetter, RunEnded, SessionBegun, SessionOver
 from gateway.session.errors import Refused
-from gateway.session.model import Limits
+from gateway.session.model import Limits, SessionKey
 from protocol.codes import ErrorCode
 
 SAID = b'{"id":"a1","role":"assistant","content":"an answer"}'
@@ -194,7 +195,7 @@ async def test_many_partitions_in_one_call(bus: Bus) -> None:
     talks = [Talk(bus) for _ in range(20)]
     for talk in talks:
         await talk.open()
-    await empty(bus)
+    await archive_all(bus)
     for talk in talks:
         await talk.finish(await talk.running())
         await talk.finish(await talk.running())
@@ -224,16 +225,10 @@ async def test_what_is_no_entry_is_told_to_be_none(talk: Talk) -> None:
 # --- its bound ------------------------------------------------------------------------------------
 
 
-async def empty(bus: Bus) -> None:
-    """Forgets what other tests left."""
-    while read := await bus.journal.read(range(keys.PARTITIONS), 1000):
-        await bus.journal.forget([entry.id for entry in read])
-
-
 async def test_past_its_bound_nothing_new_is_taken_and_nothing_is_dropped(redis_url: str) -> None:
     """Guarantee 8."""
     async with connected_bus(redis_url, Limits(journal_bytes=6000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         first = await talk.message("known", frame_id="m1")
@@ -265,7 +260,7 @@ async def test_past_its_bound_nothing_new_is_taken_and_nothing_is_dropped(redis_
 
 async def test_past_its_bound_tool_results_are_refused(redis_url: str) -> None:
     async with connected_bus(redis_url, Limits(journal_bytes=3000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         await talk.finish(await talk.running("y" * 3000), kind="I", pending_tools=["t1"])
@@ -278,7 +273,7 @@ async def test_past_its_bound_tool_results_are_refused(redis_url: str) -> None:
 
 async def test_a_bound_is_of_one_partition(redis_url: str) -> None:
     async with connected_bus(redis_url, Limits(journal_bytes=3000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         await talk.finish(await talk.running("y" * 3000))
@@ -294,3 +289,82 @@ def beside(talk: Talk) -> Talk:
         other = Talk(talk.bus)
         if keys.partition(other.key) == keys.partition(talk.key):
             return other
+
+
+# --- dead letters ---------------------------------------------------------------------------------
+
+
+async def test_what_is_buried_waits_elsewhere_until_it_is_replayed(talk: Talk) -> None:
+    journal = talk.bus.journal
+    await talk.finish(await talk.running("a question"), messages=[SAID])
+    begun, run = await talk.entries()
+    fill, dead = (await journal.state()).fill, (await journal.state()).dead
+    for _ in range(2):
+        await journal.bury(run.id, "the database says no")
+    assert await talk.entries() == [begun]
+    assert (await journal.state()).fill <= fill
+    assert (await journal.state()).dead == dead + 1
+
+    [letter] = [letter for letter in await journal.dead(1000) if whose(letter) == talk.key]
+    assert letter.why == "the database says no"
+    assert "why" not in letter.fields
+    assert isinstance(run.record, RunEnded)
+    assert letter.fields["run"] == run.record.ref.run_id
+    assert "a question" in letter.fields["asked"]
+
+    await talk.finish(await talk.running("another"))
+    assert await journal.replay([letter.id]) == 1
+    assert await journal.replay([letter.id]) == 0
+    records = await talk.journal()
+    assert records[-1] == run.record, "at the end, as it was"
+    assert len(records) == 3
+    assert (await journal.state()).dead == dead
+    assert (await journal.state()).fill >= fill
+
+
+async def test_what_is_buried_is_counted_no_more_until_it_is_back(redis_url: str) -> None:
+    async with connected_bus(redis_url, Limits(journal_bytes=100_000)) as bus:
+        await archive_all(bus)
+        talk = Talk(bus)
+        await talk.open()
+        await talk.finish(await talk.running("y" * 50_000))
+        _, run = await talk.entries()
+        full = (await bus.journal.state()).fill
+        await bus.journal.bury(run.id, "no")
+        assert (await bus.journal.state()).fill < full - 0.5
+        letters = [each.id for each in await bus.journal.dead(1000) if whose(each) == talk.key]
+        await bus.journal.replay(letters)
+        assert (await bus.journal.state()).fill == full
+
+
+async def test_dead_letters_are_told_oldest_first(bus: Bus) -> None:
+    talks = [Talk(bus) for _ in range(5)]
+    for talk in talks:
+        await talk.open()
+        [begun] = await talk.entries()
+        await bus.journal.bury(begun.id, "no")
+    every = await bus.journal.dead(1000)
+    times = [letter.at_ms for letter in every]
+    assert times == sorted(times)
+    assert await bus.journal.dead(3) == every[:3]
+
+
+async def test_dead_letters_of_a_user_are_dropped_and_no_others(bus: Bus) -> None:
+    mine, also_mine = Talk(bus, user="leaver"), Talk(bus, user="leaver")
+    others = Talk(bus, user="other")
+    foreign = Talk(bus, SessionKey("umbrella", uuid4().hex), user="leaver")
+    for talk in (mine, also_mine, others, foreign):
+        await talk.open()
+        for entry in await talk.entries():
+            await bus.journal.bury(entry.id, "no")
+    assert await bus.journal.drop_dead("acme", "other", mine.key.session_id) == 0
+    assert await bus.journal.drop_dead("acme", "leaver", mine.key.session_id) == 1
+    assert await bus.journal.drop_dead("acme", "leaver") == 1
+    left = {whose(letter) for letter in await bus.journal.dead(1000)}
+    assert not left & {mine.key, also_mine.key}
+    assert {others.key, foreign.key} <= left
+
+
+def whose(letter: DeadLetter) -> SessionKey:
+    tenant, session_id = letter.fields["session"].split(":")
+    return SessionKey(tenant, session_id)

@@ -10,7 +10,7 @@
 --   {'expired', agent, created_ms, now_ms}
 --   {'adopt', user, home}: it is dead, or there is none, or it is the one that calls
 -- Guarantees: any node may call it any number of times. The node that made a session expire is told
---       so again when it asks again, and no other is.
+--       so again when it asks again, and no other is. None expires before the archive has it.
 --
 -- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
 -- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
@@ -18,13 +18,14 @@
 -- expiry (the session is dormant too long), home (does anybody count this open run?).
 
 local DISPATCH_CAP_MS = 10000
+local ARCHIVE_RETRY_MS = 30000
 
 local kind, run_id = ARGV[1], ARGV[2]
 local limits = limits_of(ARGV[3])
 local member = due_member(kind, run_id)
 local at = redis.call('ZSCORE', K.due, member)
 if not at and kind == 'expiry' then
-  local expired = get(K.expired, 'by', 'agent', 'created_ms', 'at_ms')
+  local expired = get(K.tombstone, 'by', 'agent', 'created_ms', 'at_ms')
   if expired.by ~= '' and expired.by == ARGV[4] then
     return { 'expired', expired.agent, expired.created_ms, expired.at_ms }
   end
@@ -63,16 +64,20 @@ if kind == 'expiry' then
     set_due('expiry', '', now + limits.session_ttl_ms)
     return session.home == ARGV[4] and adopt or { 'nothing' }
   end
+  if not journal_forgot(session) then
+    set_due('expiry', '', now + math.min(limits.session_ttl_ms, ARCHIVE_RETRY_MS))
+    return { 'nothing' }
+  end
   clear_due('input')
   session.state = 'ended'
   next_run(session, limits)
+  journal_over(session, 'expired', int(now))
   redis.call('SPUBLISH', K.events, '!ended')
   redis.call('ZREM', K.due, member)
-  redis.call('HSET', K.expired, 'by', ARGV[4], 'agent', session.agent, 'created_ms',
+  redis.call('HSET', K.tombstone, 'by', ARGV[4], 'agent', session.agent, 'created_ms',
     session.created_ms, 'at_ms', int(now))
-  redis.call('PEXPIRE', K.expired, AFTERLIFE_MS)
-  redis.call('DEL', K.session, K.log, K.transcript, K.pending, K.ids, K.id_runs, K.finished,
-    K.tool_results)
+  redis.call('PEXPIRE', K.tombstone, AFTERLIFE_MS)
+  forget_session(session.user)
   return { 'expired', session.agent, session.created_ms, int(now) }
 end
 

@@ -9,6 +9,12 @@
 
 local limits = limits_of(ARGV[3])
 local session = get_session()
+if session.user == '' and ARGV[4] == '1' then
+  local ending = erased(ARGV[1], ARGV[2])
+  if ending then
+    return ending
+  end
+end
 if session.user ~= ARGV[1] then
   return refuse('session_not_found', 'no such session')
 end

@@ -20,7 +20,7 @@ local K = {
   id_runs = 'd:' .. base,
   finished = 'f:' .. base,
   tool_results = 'x:' .. base,
-  expired = 'z:' .. base,
+  tombstone = 'z:' .. base,
   events = 'e:' .. base,
   control = 'c:' .. base,
   due = 'due:' .. tag,
@@ -57,7 +57,7 @@ end
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
     'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
-    'home_seq', 'made_by', 'last_end_ms')
+    'home_seq', 'made_by', 'last_end_ms', 'journal_id')
 end
 
 -- The bounds travel with the call as one JSON object: scripts have no configuration of their own.
@@ -68,6 +68,45 @@ end
 -- How long the keys of something that is over stay, so that repeated calls and late clients still
 -- get the right answer.
 local AFTERLIFE_MS = 3600 * 1000
+
+local SESSION_KEYS = { K.session, K.log, K.transcript, K.pending, K.ids, K.id_runs, K.finished,
+  K.tool_results }
+
+-- The sessions of a user in this partition, by when they are forgotten: `inf` while they live.
+local function index_session(user, until_ms)
+  local tenant, session_id = string.match(ident, '^(.-):(.*)$')
+  local users = 'u:' .. tag .. ':' .. tenant .. ':' .. user
+  redis.call('ZREMRANGEBYSCORE', users, '-inf', int(now))
+  if until_ms == '' then
+    redis.call('ZREM', users, session_id)
+  else
+    redis.call('ZADD', users, until_ms, session_id)
+  end
+  local last_ms = redis.call('ZRANGE', users, -1, -1, 'WITHSCORES')[2]
+  if last_ms == 'inf' then
+    redis.call('PERSIST', users)
+  elseif last_ms then
+    redis.call('PEXPIREAT', users, int(last_ms))
+  end
+end
+
+-- Nothing is left of the session but a tombstone, where there is one.
+local function forget_session(user)
+  index_session(user, '')
+  redis.call('DEL', unpack(SESSION_KEYS))
+end
+
+-- What a call that ended a session is answered once it was erased: as in close.lua. Nil where this
+-- user has not erased it.
+local function erased(user, call_id)
+  local it = get(K.tombstone, 'erased', 'user', 'by', 'agent', 'created_ms', 'at_ms')
+  if it.erased == '' or it.user ~= user then
+    return nil
+  end
+  redis.call('HSET', K.tombstone, 'repeated_ms', int(now))
+  return { it.by == call_id and 1 or 0, it.agent, tonumber(it.created_ms) or 0,
+    tonumber(it.at_ms) or 0 }
+end
 
 -- Deadlines -----------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@
 --       what is to be created ('' where the id alone decides), shared state JSON or '', then the
 --       messages that its transcript begins with, each behind the id of its run
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
---          pending tools JSON, on_detach, home_seq, made here, then (run id, status) pairs, the open
---          run first
+--          pending tools JSON, on_detach, home_seq, made here, metadata JSON, then (run id, status)
+--          pairs, the open run first
 -- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
---          unknown one; one node is home, and counts what comes after `home_seq`. A node that left
+--          unknown one, and so does one that the user erased; one node is home, and counts what comes after `home_seq`. A node that left
 --          told how far it had counted; what a dead one had not counted goes with it.
 
 local user, agent, metadata, node, dead_home, epoch = unpack(ARGV, 1, 6)
@@ -17,7 +17,7 @@ local limits = limits_of(ARGV[7])
 local created, homed = 0, 0
 
 if redis.call('EXISTS', K.session) == 0 then
-  if agent == '' then
+  if agent == '' or redis.call('HGET', K.tombstone, 'user') == user then
     return refuse('session_not_found', 'no such session')
   end
   if journal_full(limits) then
@@ -32,8 +32,9 @@ if redis.call('EXISTS', K.session) == 0 then
     items[#items + 1] = ARGV[i]
   end
   add_items(items, limits)
+  index_session(user, 'inf')
   journal_begun(user, agent, metadata, ARGV[8])
-  redis.call('DEL', K.expired)
+  redis.call('DEL', K.tombstone)
   created, homed = 1, 1
 end
 
@@ -72,7 +73,8 @@ end
 
 local out = { created, homed, session.user, session.agent, session.state, session.epoch,
   session.seq, session.created_ms, session.home, session.interrupts, session.pending_tools,
-  session.on_detach, session.home_seq, session.made_by == node and node ~= '' and 1 or 0 }
+  session.on_detach, session.home_seq, session.made_by == node and node ~= '' and 1 or 0,
+  session.metadata }
 local runs = redis.call('LRANGE', K.pending, 0, -1)
 if session.open ~= '' then
   table.insert(runs, 1, session.open)

@@ -100,9 +100,9 @@ local function retire_session(session)
   redis.call('SPUBLISH', K.events, '!ended')
   journal_over(session, 'completed', redis.call('HGET', K.session, 'ended_ms'))
   redis.call('ZREM', K.due, due_member('expiry'), due_member('input'), due_member('detach'))
-  for _, name in ipairs({ 'session', 'log', 'transcript', 'pending', 'ids', 'id_runs', 'finished',
-    'tool_results' }) do
-    redis.call('PEXPIRE', K[name], AFTERLIFE_MS)
+  index_session(session.user, int(now + AFTERLIFE_MS))
+  for _, key in ipairs(SESSION_KEYS) do
+    redis.call('PEXPIRE', key, AFTERLIFE_MS)
   end
 end
 

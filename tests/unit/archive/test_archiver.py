@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.archive.archiver import COUNT, SLICE, Archiver, share
+from gateway.archive.errors import BadRecord
 from gateway.session.archive import (
     DeadLetter,
     EntryId,
@@ -98,7 +99,7 @@ class LittleTable:
         names = [record.key.session_id for record in records]
         bad = self.poison.intersection(names)
         if bad:
-            raise ValueError(f"invalid input for {sorted(bad)[0]}\nDETAIL: and so on")
+            raise BadRecord(f"invalid input for {sorted(bad)[0]}\nDETAIL: and so on")
         self.written.append(names)
         self.rows.update(zip(names, records, strict=True))
 

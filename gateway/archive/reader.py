@@ -1,0 +1,228 @@
+"""What the archive answers: `History` of the domain. Every list is read by the key it is sorted by,
+so that a page costs the same wherever it stands.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal, select, tuple_
+
+from gateway.archive.database import Database
+from gateway.archive.erasure import erase
+from gateway.archive.errors import BadRecord
+from gateway.archive.schema import messages, runs, sessions, usage_daily
+from gateway.session.archive import (
+    MessagePosition,
+    MessageRecord,
+    Recalled,
+    SessionFilter,
+    SessionPosition,
+    SessionRecord,
+    UsageRecord,
+)
+from gateway.session.errors import Refused
+from gateway.session.model import SessionKey
+from protocol.codes import ErrorCode
+
+_NO_METADATA = "{}"
+_ON_DETACH = "continue"
+
+
+class Reader:
+    """The archive, as the domain reads it. Raises (all): `HistoryAway`."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        now_ms: Callable[[], int],
+        transcript_messages: int,
+        transcript_bytes: int,
+    ) -> None:
+        """`database` stays the caller's; the bounds are those of live transcripts."""
+        self._database = database
+        self._now_ms = now_ms
+        self._transcript_messages = transcript_messages
+        self._transcript_bytes = transcript_bytes
+
+    async def recall(self, key: SessionKey, user: str) -> Recalled | None:
+        """See `History`."""
+        found = await self._one(
+            select(sessions).where(*_is(sessions, key), sessions.c.user_id == user)
+        )
+        if found is None or not found.agent_id:
+            return None
+        if found.status == "completed":
+            raise Refused(ErrorCode.SESSION_ENDED, "the session has ended")
+        return Recalled(
+            agent=found.agent_id,
+            metadata=(found.metadata or _NO_METADATA).encode(),
+            on_detach=found.on_detach or _ON_DETACH,
+            messages=await self._transcript(key),
+            state=None if found.state is None else found.state.encode(),
+        )
+
+    async def _transcript(self, key: SessionKey) -> list[tuple[str, bytes]]:
+        m = messages.c
+        length = func.length(m.json)
+        upto = func.sum(length).over(order_by=(m.at_ms.desc(), m.nth.desc()))
+        newest = (
+            select(m.run_id, m.json, m.at_ms, m.nth, (upto - length).label("newer"))
+            .where(*_is(messages, key))
+            .order_by(m.at_ms.desc(), m.nth.desc())
+            .limit(self._transcript_messages)
+            .subquery()
+        )
+        # Characters are no more than bytes; the rest is cut off below. One is kept, however large.
+        found = await self._all(
+            select(newest.c.run_id, newest.c.json)
+            .where(newest.c.newer < self._transcript_bytes)
+            .order_by(newest.c.at_ms.desc(), newest.c.nth.desc())
+        )
+        kept: list[tuple[str, bytes]] = []
+        left = self._transcript_bytes
+        for row in found:
+            message = row.json.encode()
+            left -= len(message)
+            if left < 0 and kept:
+                break
+            kept.append((row.run_id, message))
+        return kept[::-1]
+
+    async def session(self, key: SessionKey, user: str) -> SessionRecord | None:
+        """See `History`."""
+        found = await self._one(_sessions(key.tenant, user).where(*_is(sessions, key)))
+        return None if found is None else _session_record(found)
+
+    async def sessions(
+        self,
+        tenant: str,
+        user: str,
+        chosen: SessionFilter,
+        *,
+        after: SessionPosition | None,
+        limit: int,
+    ) -> list[SessionRecord]:
+        """See `History`."""
+        s = sessions.c
+        at = s.active_ms if chosen.order == "active" else s.created_ms
+        wanted = _sessions(tenant, user)
+        if chosen.agent is not None:
+            wanted = wanted.where(s.agent_id == chosen.agent)
+        if chosen.status is not None:
+            wanted = wanted.where(s.status == chosen.status)
+        if chosen.created_from_ms is not None:
+            wanted = wanted.where(s.created_ms >= chosen.created_from_ms)
+        if chosen.created_to_ms is not None:
+            wanted = wanted.where(s.created_ms < chosen.created_to_ms)
+        if after is not None:
+            place = tuple_(literal(after.at_ms, BigInteger), literal(after.session_id, String))
+            wanted = wanted.where(tuple_(at, s.session_id) < place)
+        found = await self._all(wanted.order_by(at.desc(), s.session_id.desc()).limit(limit))
+        return [_session_record(row) for row in found]
+
+    async def messages(
+        self, key: SessionKey, *, before: MessagePosition | None, limit: int
+    ) -> list[MessageRecord]:
+        """See `History`."""
+        m, r = messages.c, runs.c
+        same_run = (r.tenant_id == m.tenant_id) & (r.session_id == m.session_id)
+        wanted = (
+            select(m.at_ms, m.nth, m.run_id, m.json, r.kind, r.code)
+            .join(runs, same_run & (r.run_id == m.run_id))
+            .where(*_is(messages, key))
+        )
+        if before is not None:
+            place = tuple_(literal(before.at_ms, BigInteger), literal(before.nth, BigInteger))
+            wanted = wanted.where(tuple_(m.at_ms, m.nth) < place)
+        found = await self._all(wanted.order_by(m.at_ms.desc(), m.nth.desc()).limit(limit))
+        return [
+            MessageRecord(
+                position=MessagePosition(row.at_ms, row.nth),
+                run_id=row.run_id,
+                json=row.json.encode(),
+                kind=row.kind,
+                code=row.code,
+            )
+            for row in reversed(found)
+        ]
+
+    async def archived(self, key: SessionKey, run_ids: Sequence[str]) -> set[str]:
+        """See `History`."""
+        if not run_ids:
+            return set()
+        found = await self._all(
+            select(runs.c.run_id).where(*_is(runs, key), runs.c.run_id.in_(run_ids))
+        )
+        return {row.run_id for row in found}
+
+    async def usage(
+        self,
+        tenant: str,
+        *,
+        first_day: str,
+        last_day: str,
+        agent: str | None = None,
+        model: str | None = None,
+    ) -> list[UsageRecord]:
+        """See `History`."""
+        u = usage_daily.c
+        wanted = select(usage_daily).where(
+            u.tenant_id == tenant, u.day >= first_day, u.day <= last_day
+        )
+        if agent is not None:
+            wanted = wanted.where(u.agent_id == agent)
+        if model is not None:
+            wanted = wanted.where(u.model == model)
+        return [
+            UsageRecord(
+                day=row.day,
+                agent=row.agent_id,
+                model=row.model,
+                runs=row.runs,
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+            )
+            for row in await self._all(wanted.order_by(u.day, u.agent_id, u.model))
+        ]
+
+    async def erase(self, tenant: str, user: str, session_id: str = "") -> int:
+        """See `History`."""
+        return await erase(self._database, tenant, user, session_id, now_ms=self._now_ms())
+
+    async def _one(self, wanted: Any) -> Row[Any] | None:
+        found = await self._all(wanted)
+        return found[0] if found else None
+
+    async def _all(self, wanted: Any) -> Sequence[Row[Any]]:
+        try:
+            async with self._database.reading() as connection:
+                return (await connection.execute(wanted)).all()
+        except BadRecord:
+            return []  # what cannot be written is not there
+
+
+def _is(table: Any, key: SessionKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return table.c.tenant_id == key.tenant, table.c.session_id == key.session_id
+
+
+def _sessions(tenant: str, user: str) -> Select[Any]:
+    """A user's. One of which only the end is known has no agent, and is nothing to show."""
+    s = sessions.c
+    return select(sessions).where(s.tenant_id == tenant, s.user_id == user, s.agent_id != "")
+
+
+def _session_record(row: Row[Any]) -> SessionRecord:
+    return SessionRecord(
+        key=SessionKey(row.tenant_id, row.session_id),
+        user=row.user_id,
+        agent=row.agent_id,
+        status=row.status,
+        metadata=(row.metadata or _NO_METADATA).encode(),
+        on_detach=row.on_detach or _ON_DETACH,
+        created_ms=row.created_ms,
+        active_ms=row.active_ms,
+        ended_ms=row.ended_ms,
+        runs=row.runs,
+        messages=row.messages,
+    )

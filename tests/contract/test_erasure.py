@@ -1,0 +1,216 @@
+"""What is erased is gone at once, and nobody brings it back."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support.bus import archive_all
+from support.talk import Talk
+
+from gateway.bus import keys
+from gateway.bus.bus import Bus
+from gateway.session.archive import Recalled
+from gateway.session.entry import Control, parse_push
+from gateway.session.errors import Fenced, Refused
+from gateway.session.model import AgentEvent, Closed, SessionKey
+from protocol.codes import ErrorCode
+from protocol.frames import Cursor
+
+
+@pytest.fixture
+async def talk(bus: Bus) -> Talk:
+    opened = Talk(bus)
+    await opened.open()
+    return opened
+
+
+async def erase(talk: Talk, call_id: str = "call-1", user: str = "") -> Closed:
+    return await talk.bus.erasure.erase(talk.key, user or talk.user, call_id=call_id)
+
+
+async def refused(call: Any) -> ErrorCode:
+    with pytest.raises(Refused) as caught:
+        await call
+    return caught.value.code
+
+
+async def keys_of(talk: Talk) -> list[str]:
+    """All keys that name the session, and members that do."""
+    client, name = talk.bus.client, talk.key.session_id
+    found = [key.decode() for key in await client.keys(f"*{name}*")]
+    number = keys.partition(talk.key)
+    dues = await client.zrange(keys.due(number), 0, -1)
+    found += [member.decode() for member in dues if name in member.decode()]
+    users = await client.zrange(keys.user_sessions(number, talk.key.tenant, talk.user), 0, -1)
+    return found + [member.decode() for member in users if name in member.decode()]
+
+
+async def busy(talk: Talk) -> Any:
+    """One run done, one open with words, two pending, and a cancellation."""
+    await talk.finish(await talk.running("secret 1"), state=b'{"secret":2}')
+    claim = await talk.running("secret 3")
+    await talk.append(claim, 0, "A")
+    for text in ("secret 4", "secret 5"):
+        await talk.message(text)
+    return claim
+
+
+async def test_nothing_is_left_but_a_tombstone_for_a_time(talk: Talk) -> None:
+    await busy(talk)
+    closed = await erase(talk)
+    assert closed.completed
+    assert closed.agent == talk.agent
+    assert 0 < closed.created_ms <= closed.ended_ms
+    [tombstone] = await keys_of(talk)
+    assert tombstone.startswith("z:")
+    assert 0 < await talk.bus.client.pttl(tombstone) <= 3_600_000
+    words = await talk.bus.client.hgetall(tombstone)
+    assert not [value for value in words.values() if b"secret" in value]
+
+
+async def test_a_question_and_results_of_tools_are_gone_too(talk: Talk) -> None:
+    await talk.finish(await talk.running(), kind="I", pending_tools=["t1", "t2"])
+    await talk.tool_result("t1")
+    await erase(talk)
+    assert len(await keys_of(talk)) == 1
+
+
+async def test_what_the_worker_still_says_is_refused(talk: Talk) -> None:
+    claim = await busy(talk)
+    await erase(talk)
+    with pytest.raises(Fenced):
+        await talk.append(claim, 1, "B")
+    with pytest.raises(Fenced):
+        await talk.finish(claim, 1)
+    assert not (await talk.bus.runs.renew([(claim.ref, claim.attempt)]))[0].held
+    assert not await talk.bus.runs.hand_back(claim.ref, claim.attempt)
+    assert await talk.claim(claim.ref.run_id) is None
+    assert len(await keys_of(talk)) == 1
+
+
+async def test_the_worker_and_the_followers_are_told(talk: Talk) -> None:
+    claim = await busy(talk)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    notices = talk.bus.notices
+    async with (
+        notices.session_control(talk.key, told.put_nowait),
+        notices.session_events(
+            talk.key, lambda data: told.put_nowait(parse_push(data)), lambda: None
+        ),
+    ):
+        await erase(talk)
+        both = [await told.get(), await told.get()]
+    assert claim.ref.run_id in both
+    assert Control("ended", "") in both
+
+
+async def test_nobody_makes_it_again(talk: Talk) -> None:
+    """A node that follows it would, and so would one that recalled it just before."""
+    await erase(talk)
+    recalled = Recalled("demo", b"{}", "continue")
+    for options in ({"agent": None}, {}, {"agent": None, "recalled": recalled}):
+        assert await refused(talk.open(**options)) is ErrorCode.SESSION_NOT_FOUND
+    assert await refused(talk.message()) is ErrorCode.SESSION_NOT_FOUND
+    assert await refused(talk.cancel()) is ErrorCode.SESSION_NOT_FOUND
+    assert await talk.bus.sessions.snapshot(talk.key) is None
+    page = await talk.bus.sessions.read(talk.key, Cursor(talk.epoch, 0), 10)
+    assert page.status == "gone"
+    assert len(await keys_of(talk)) == 1
+
+
+async def test_one_that_does_not_live_cannot_be_made_live_either(bus: Bus) -> None:
+    """It expired, and somebody may have recalled it just before it was erased."""
+    talk = Talk(bus)
+    assert await erase(talk) == Closed(False, "", 0, 0)
+    recalled = Recalled("demo", b"{}", "continue")
+    code = await refused(talk.open(agent=None, recalled=recalled))
+    assert code is ErrorCode.SESSION_NOT_FOUND
+    assert (await Talk(bus, talk.key, user="its owner").open()).created, "not by who never had it"
+
+
+async def test_the_journal_is_told_nothing(talk: Talk) -> None:
+    await talk.archive()
+    await busy(talk)
+    await talk.archive()
+    await erase(talk)
+    assert await talk.journal() == []
+
+
+async def test_it_ends_once(talk: Talk) -> None:
+    """Guarantee 9: who erased it is told so again, and no other is."""
+    first = await erase(talk)
+    assert await erase(talk) == first
+    assert await erase(talk, "call-2") == Closed(
+        False, first.agent, first.created_ms, first.ended_ms
+    )
+    asked = talk.bus.sessions.close(talk.key, talk.user, call_id="call-1", again=True)
+    assert await asked == first
+
+
+async def test_one_that_was_closed_is_not_over_again(talk: Talk) -> None:
+    closed = await talk.bus.sessions.close(talk.key, talk.user, call_id="closing")
+    assert await erase(talk) == Closed(False, talk.agent, closed.created_ms, closed.ended_ms)
+    assert len(await keys_of(talk)) == 1
+    asked = talk.bus.sessions.close(talk.key, talk.user, call_id="closing", again=True)
+    assert await asked == closed, "the answer to that call may have been lost"
+
+
+async def test_only_its_user_may(talk: Talk) -> None:
+    """Guarantee 6."""
+    assert await refused(erase(talk, user="eve")) is ErrorCode.SESSION_NOT_FOUND
+    assert await talk.state() == "idle"
+    await erase(talk)
+    assert await refused(erase(talk, user="eve")) is ErrorCode.SESSION_NOT_FOUND
+    assert await refused(talk.open()) is ErrorCode.SESSION_NOT_FOUND
+
+
+# --- all of a user --------------------------------------------------------------------------------
+
+
+async def test_the_sessions_of_a_user_are_found(bus: Bus) -> None:
+    user = "ann:with|odd}{signs é"
+    own = [Talk(bus, user=user) for _ in range(5)]
+    others = [Talk(bus, user="else"), Talk(bus, SessionKey("umbrella", uuid4().hex), user=user)]
+    for talk in own + others:
+        await talk.open()
+    await bus.sessions.close(own[0].key, user)
+    assert sorted(await bus.erasure.sessions_of("acme", user)) == sorted(talk.key for talk in own)
+    for talk in own:
+        await erase(talk)
+    assert await bus.erasure.sessions_of("acme", user) == []
+    for talk in others:
+        assert await bus.erasure.sessions_of(talk.key.tenant, talk.user) == [talk.key]
+
+
+async def test_a_user_without_living_sessions_leaves_nothing_behind(bus: Bus) -> None:
+    talk = Talk(bus, user="closes")
+    await talk.open()
+    index = keys.user_sessions(keys.partition(talk.key), "acme", "closes")
+    assert await bus.client.pttl(index) == -1
+    await bus.sessions.close(talk.key, talk.user)
+    assert 0 < await bus.client.pttl(index) <= 3_600_000
+    again = Talk(bus, user="closes")
+    while keys.partition(again.key) != keys.partition(talk.key):
+        again = Talk(bus, user="closes")
+    await again.open()
+    assert await bus.client.pttl(index) == -1, "this one lives"
+
+
+async def test_a_session_that_expired_is_found_no_more(quick_bus: Bus) -> None:
+    talk = Talk(quick_bus, user="sleeper")
+    await talk.open()
+    await archive_all(quick_bus)
+    assert (await talk.advance("expiry")).completed
+    assert await quick_bus.erasure.sessions_of("acme", "sleeper") == []
+
+
+async def test_large_sessions_are_erased_whole(bus: Bus) -> None:
+    talk = Talk(bus)
+    await talk.open()
+    for _ in range(30):
+        claim = await talk.running("x" * 1000)
+        await bus.runs.append(claim.ref, 1, 0, [AgentEvent(b'{"type":"A"}')] * 50)
+        await talk.finish(claim, 50)
+    await erase(talk)
+    assert len(await keys_of(talk)) == 1
