@@ -102,7 +102,9 @@ def wait_until_agent(port: int, process: "subprocess.Popen[str]", agent: str = "
         assert process.poll() is None, screen(process)
         assert time.monotonic() < deadline, screen(process)
         try:
-            agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
+            agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents", timeout=30).json()[
+                "agents"
+            ]
         except httpx.TransportError:
             agents = []
         if any(a["agent_id"] == agent and a["workers"] for a in agents):
@@ -123,7 +125,7 @@ def screen(process: "subprocess.Popen[str]") -> str:
 
 async def test_run_serves_page_and_agent_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
     with running(tmp_path, "run") as (port, process):
-        page = httpx.get(f"http://127.0.0.1:{port}/")
+        page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
         assert "text/html" in page.headers["content-type"]
         async with socket(f"ws://127.0.0.1:{port}/ws") as client:
             await client.open(agent="demo")
@@ -200,7 +202,7 @@ async def test_a_worker_in_another_terminal_joins_the_running_server(tmp_path: P
             await client.until_event(*TERMINAL)
             assert client.text() == "ten lines are enough "
         assert worker.stop() == 0
-        agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
+        agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents", timeout=30).json()["agents"]
         assert {a["agent_id"]: a["workers"] for a in agents} == {"demo": 1, "echo": 0}
 
 

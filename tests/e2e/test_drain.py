@@ -23,7 +23,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def readiness(stack: Stack) -> httpx.Response:
-    return httpx.get(stack.url + "/health/readiness")
+    return httpx.get(stack.url + "/health/readiness", timeout=30)
 
 
 async def test_clients_are_told_when_to_come_back_before_a_node_stops(folder: Path) -> None:
