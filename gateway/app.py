@@ -6,9 +6,10 @@ to, and nothing of theirs outlives them.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 from starlette.applications import Starlette
@@ -18,8 +19,8 @@ from starlette.middleware import Middleware
 from gateway import __version__
 from gateway.agents.sdk import Agent
 from gateway.agents.worker import Worker
-from gateway.archive.database import Database
-from gateway.archive.migrate import prepare
+from gateway.archive.archiver import Archiver
+from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
@@ -38,6 +39,9 @@ from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Telemetry
+
+if TYPE_CHECKING:
+    from gateway.archive.archive import Archive
 
 SPREAD_S = 5.0
 """The clients of a node that stops leave spread over this time, and those who had to leave at one
@@ -84,38 +88,44 @@ HISTORY_FILE = "history.db"
 """In the data directory, where no `DATABASE_URL` is set."""
 
 
-def history_database(settings: Settings) -> Database:
-    """The archive's database, not yet connected.
+def history_place(settings: Settings) -> str | Path:
+    """The archive's database: a URL, or a file of ours.
 
     Raises:
         CannotStart: with one line for a person.
     """
     if settings.database_url is not None:
-        return Database(settings.database_url)
+        return settings.database_url
     folder = settings.data_dir.resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotStart(f"GATEWAY_DATA_DIR={folder}: {error.strerror}") from None
-    return Database(folder / HISTORY_FILE)
+    return folder / HISTORY_FILE
 
 
 @asynccontextmanager
-async def open_history(settings: Settings) -> AsyncGenerator[Database]:
-    """The archive's database, with the schema that is needed if it answers.
+async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+    """The archive on its database, with the schema that is needed if it answers.
 
-    Our own file is brought up to date, a configured database only when that is asked for.
+    Our own file is brought up to date, a configured database only when that is asked for, since
+    gateways of several versions may use it.
 
     Raises:
         CannotStart: with one line for a person.
     """
-    database = history_database(settings)
-    try:
-        ours = settings.database_url is None
-        await prepare(database, migrates=ours or settings.database_migrate)
-        yield database
-    finally:
-        await database.close()
+    from gateway.archive import archive  # and SQLAlchemy with it: a worker starts without
+
+    async with archive.open_archive(
+        history_place(settings),
+        limits,
+        migrates=settings.database_url is None or settings.database_migrate,
+        now_ms=now_ms,
+        retention_days=settings.retention_days,
+        retention_tenants=settings.retention_tenants,
+        report=report,
+    ) as opened:
+        yield opened
 
 
 class Node:
@@ -126,16 +136,29 @@ class Node:
         app: the ASGI application.
     """
 
-    def __init__(self, bus: Bus, limits: Limits) -> None:
-        """`bus` stays the caller's."""
+    def __init__(
+        self,
+        bus: Bus,
+        archive: "Archive",
+        limits: Limits,
+        *,
+        requires: Collection[str] = ("redis", "database"),
+    ) -> None:
+        """`bus` and `archive` stay the caller's.
+
+        The node is ready while what it `requires` is well.
+        """
         self.node_id = uuid7(now_ms())
         self._bus = bus
+        self._archive = archive
         self._telemetry = telemetry = Telemetry(version=__version__)
         telemetry.follow("redis", bus.scripts.breaker)
+        telemetry.follow("database", archive.database.breaker)
         self._wheel = Wheel(time.monotonic, report)
         self._hub = Hub(
             sessions=bus.sessions,
             notices=bus.notices,
+            recall=archive.history.recall,
             probe=telemetry,
             node=self.node_id,
             clock=time.monotonic,
@@ -144,11 +167,20 @@ class Node:
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
         )
+        self._archiver = Archiver(
+            journal=bus.journal,
+            write=archive.writer.write,
+            probe=telemetry,
+            node=self.node_id,
+            partitions=keys.PARTITIONS,
+            clock=time.monotonic,
+            report=report,
+        )
         self._beat = Beat(
             deadlines=bus.deadlines,
             node=self.node_id,
             clock=time.monotonic,
-            on_nodes=self._hub.heard,
+            on_nodes=self._heard,
             report=report,
             lease_s=limits.node_lease_s,
             interval_s=min(1.0, limits.node_lease_s / 10),
@@ -166,7 +198,11 @@ class Node:
             node_lease_s=limits.node_lease_s,
         )
         self._endings = Endings(
-            sessions=bus.sessions, probe=telemetry, clock=time.monotonic, report=report
+            sessions=bus.sessions,
+            erasure=bus.erasure,
+            probe=telemetry,
+            clock=time.monotonic,
+            report=report,
         )
         service = SessionService(
             sessions=bus.sessions,
@@ -174,6 +210,9 @@ class Node:
             directory=bus.directory,
             hub=self._hub,
             endings=self._endings,
+            history=archive.history,
+            erasure=bus.erasure,
+            journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
         )
@@ -189,7 +228,9 @@ class Node:
                 resume_ttl_s=limits.session_ttl_s,
             ),
         )
-        self._readiness = health.Readiness({"redis": self._check_redis})
+        self._readiness = health.Readiness(
+            {"redis": self._check_redis, "database": archive.database.check}, requires=requires
+        )
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
@@ -210,6 +251,8 @@ class Node:
             self._beat.run(),
             self._sweep.run(),
             self._endings.run(),
+            self._archiver.run(),
+            self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]
@@ -240,6 +283,10 @@ class Node:
         await self._hub.close()
         with suppress(Unavailable):  # then its lease tells
             await self._bus.deadlines.leave(self.node_id)
+
+    def _heard(self, nodes: dict[str, bool], interrupted: bool, until: float) -> None:
+        self._hub.heard(nodes, interrupted, until)
+        self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
         self._telemetry.outbound(*self._edge.outbound())

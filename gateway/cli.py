@@ -27,6 +27,11 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
+archive = typer.Typer(
+    no_args_is_help=True, help="The way to the archive: what waits, what was refused."
+)
+app.add_typer(archive, name="archive")
+
 Host = Annotated[str | None, typer.Option(help="Address to serve.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port to serve.", show_default="8000")]
 
@@ -142,11 +147,57 @@ def config() -> None:
         if isinstance(value, dict):
             days = cast("dict[str, int]", value)
             value = ",".join(f"{tenant}={count}" for tenant, count in days.items())
+        elif isinstance(value, frozenset):
+            value = ",".join(sorted(cast("frozenset[str]", value)))
         elif name.endswith("_url") and value:
             value = mask(value)
         typer.echo(f"{alias}={'' if value is None else value}")
     for name in Limits.__dataclass_fields__:
         typer.echo(f"GATEWAY_LIMIT_{name.upper()}={getattr(limits, name)}")
+
+
+@archive.command()
+def status() -> None:
+    """How much history waits for the archive, for how long, and whether the archive is well."""
+    from gateway import operating
+
+    settings, limits = _settings()
+    _start(settings, lambda: _say(operating.status(settings, limits)))
+
+
+@archive.command()
+def dead(
+    count: Annotated[int, typer.Option(min=1, help="At most so many, the oldest first.")] = 20,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="All that is in them: what people said, too.")
+    ] = False,
+) -> None:
+    """Lists what the archive refused: one JSON object a line."""
+    from gateway import operating
+
+    settings, limits = _settings()
+    _start(settings, lambda: _say(operating.dead(settings, limits, count, fields=fields)))
+
+
+@archive.command()
+def replay(
+    letters: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="As `dead` lists them.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that there are.")] = False,
+) -> None:
+    """Puts dead letters back into their journals, when what was wrong is mended."""
+    from gateway import operating
+
+    if bool(letters) == every:
+        raise typer.BadParameter("name dead letters, or --all")
+    settings, limits = _settings()
+    _start(settings, lambda: _say(operating.replay(settings, limits, letters or [])))
+
+
+async def _say(lines: Coroutine[Any, Any, list[str]]) -> None:
+    for line in await lines:
+        typer.echo(line)
 
 
 def main() -> None:
@@ -181,7 +232,7 @@ class _Stopper:
 
 
 async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
-    from gateway.app import open_bus, redis_url
+    from gateway.app import open_archive, open_bus, redis_url
     from gateway.server import bind, serve_node, url_of
 
     stopper = _Stopper()
@@ -191,9 +242,22 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
         async with (
             redis_url(settings) as url,
             open_bus(url, limits, ack_replicas=settings.ack_replicas) as bus,
+            open_archive(settings, limits) as history,
         ):
+
+            def serving(drain_s: float) -> Coroutine[Any, Any, None]:
+                return serve_node(
+                    bus,
+                    history,
+                    limits,
+                    listener,
+                    stopper.on_stop,
+                    drain_s=drain_s,
+                    requires=settings.readiness_requires,
+                )
+
             if not with_demo:
-                await serve_node(bus, limits, listener, stopper.on_stop, drain_s=settings.drain_s)
+                await serving(settings.drain_s)
                 return
             demo = _DemoWorker(url)
             demo.start()
@@ -202,7 +266,7 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
                     watching = group.create_task(demo.watch())
                     typer.echo(f"chat at {url_of(listener)} - Ctrl-C ends everything", err=True)
                     # There is no other node to go to.
-                    await serve_node(bus, limits, listener, stopper.on_stop, drain_s=0)
+                    await serving(0)
                     watching.cancel()
             finally:
                 await demo.stop()
@@ -230,11 +294,12 @@ async def _worker(
 
 
 async def _migrate(settings: Settings, to: str) -> None:
-    from gateway.app import history_database
+    from gateway.app import history_place
+    from gateway.archive.database import Database
     from gateway.archive.migrate import migrate
     from gateway.archive.schema import VERSION
 
-    database = history_database(settings)
+    database = Database(history_place(settings))
     try:
         before, after = await migrate(database, to or VERSION)
     finally:

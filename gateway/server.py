@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import uvicorn
 from loguru import logger
 
 from gateway.app import Node
+from gateway.archive.archive import Archive
 from gateway.bus.bus import Bus
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
@@ -155,14 +156,16 @@ def create_server(node: Node, drain_s: float) -> Server:
 
 async def serve_node(
     bus: Bus,
+    archive: Archive,
     limits: Limits,
     listener: socket.socket,
     on_stop: Callable[[Callable[[], None]], None],
     *,
     drain_s: float,
+    requires: Collection[str],
 ) -> None:
     """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
-    node = Node(bus, limits)
+    node = Node(bus, archive, limits, requires=requires)
     server = create_server(node, drain_s)
     on_stop(server.stop)
     async with asyncio.TaskGroup() as group:

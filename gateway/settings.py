@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, create_model
+from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.session.errors import CannotStart
@@ -15,6 +15,9 @@ from gateway.session.model import Limits
 
 LIMIT_PREFIX = "GATEWAY_LIMIT_"
 _MOST_DAYS = 36_500
+
+Dependency = Literal["redis", "database"]
+"""What readiness looks at."""
 
 
 class SettingsError(CannotStart):
@@ -57,6 +60,9 @@ class Settings(BaseSettings):
         Field(validation_alias="GATEWAY_RETENTION_TENANTS"),
     ] = {}
     drain_s: Annotated[float, Field(validation_alias="GATEWAY_DRAIN_S", ge=0)] = 60.0
+    readiness_requires: Annotated[
+        frozenset[Dependency], NoDecode, Field(validation_alias="READINESS_REQUIRES")
+    ] = frozenset(("redis", "database"))
     ack_replicas: Annotated[int, Field(validation_alias="GATEWAY_ACK_REPLICAS", ge=0)] = 0
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -65,6 +71,12 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
     ] = "auto"
+
+    @field_validator("readiness_requires", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        return [name.strip() for name in names if name.strip()]
 
 
 def load_settings(**overrides: Any) -> tuple[Settings, Limits]:

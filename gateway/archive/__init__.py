@@ -12,5 +12,7 @@ reader      `History`: what the archive answers
 erasure     removes a user's data, or a session's, and leaves a tombstone
 retention   removes what is older than its tenant keeps
 statements  what the two kinds of database say in two ways
+archive     all of them on one database
+archiver    a node's part in bringing the journals to the writer
 ==========  ======================================================================================
 """

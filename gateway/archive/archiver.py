@@ -87,7 +87,6 @@ class Archiver:
         self._watch_s = watch_s
         self._alive: frozenset[str] = frozenset()
         self._share: list[int] = []
-        self._away = False
         self._nearly_full = False
 
     def heard(self, nodes: Mapping[str, bool]) -> None:
@@ -155,9 +154,6 @@ class Archiver:
         """Writes and forgets; what the database will never take is found by halves and buried."""
         try:
             await self._write([record for _, record in entries])
-        except Unavailable as error:
-            self._note(away=True, why=error)
-            raise
         except BadRecord as error:
             if len(entries) == 1:
                 await self._bury(entries[0][0], _one_line(error))
@@ -166,7 +162,6 @@ class Archiver:
             await self._write_all(entries[:middle])
             await self._write_all(entries[middle:])
             return
-        self._note(away=False)
         await self._journal.forget([entry.id for entry, _ in entries])
 
     async def _bury(self, entry: JournalEntry, why: str) -> None:
@@ -174,16 +169,6 @@ class Archiver:
             "the archive refuses an entry of the journal; it is among the dead letters now"
         )
         await self._journal.bury(entry.id, why)
-
-    def _note(self, *, away: bool, why: Exception | None = None) -> None:
-        """One line when the database goes and one when it is back."""
-        if away and not self._away:
-            logger.bind(error=repr(why)).error(
-                "the archive cannot be written; history waits in Redis"
-            )
-        elif self._away and not away:
-            logger.info("the archive is written again")
-        self._away = away
 
     # --- how much waits ---------------------------------------------------------------------------
 

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from loguru import logger
 from sqlalchemy.engine import Connection
 
@@ -23,6 +20,10 @@ async def migrate(database: Database, version: str = VERSION) -> tuple[str, str]
     Raises:
         UnusableDatabase: with one line for a person.
     """
+    from alembic import command  # which is seldom needed, and slow to come
+    from alembic.config import Config
+    from alembic.util import CommandError
+
     async with database.migrating() as connection:
         before = await schema_version(connection)
         down = version == "base" or version < before

@@ -1,7 +1,7 @@
 """`/health/liveness` and `/health/readiness`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from loguru import logger
 from starlette.requests import Request
@@ -18,14 +18,23 @@ FALL = 2
 class Readiness:
     """The state of the dependencies, looked at in the background: a probe never waits for them.
 
+    All of them are shown; those that the node can work without need not be well.
+
     Attributes:
         draining: set when the node stops; it is not ready any more then.
     """
 
     def __init__(
-        self, checks: Mapping[str, Check], *, interval_s: float = 2.0, timeout_s: float = 2.0
+        self,
+        checks: Mapping[str, Check],
+        *,
+        requires: Collection[str] | None = None,
+        interval_s: float = 2.0,
+        timeout_s: float = 2.0,
     ) -> None:
+        """`requires` names those that must be well, by default all."""
         self._checks = dict(checks)
+        self._requires = frozenset(self._checks if requires is None else requires)
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         # Ill until the first success.
@@ -42,7 +51,9 @@ class Readiness:
     @property
     def ready(self) -> bool:
         """True when the node may be given clients."""
-        return not self.draining and all(failures < FALL for failures in self._failures.values())
+        return not self.draining and all(
+            failures < FALL for name, failures in self._failures.items() if name in self._requires
+        )
 
     async def run(self) -> None:
         """Checks until it is cancelled."""

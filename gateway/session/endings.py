@@ -1,10 +1,11 @@
 """Ends sessions, and counts each end once: also one whose answer was lost."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
+from gateway.session.archive import Erasure
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import Closed, SessionKey
 from gateway.session.ports import Clock, Probe, Sessions
@@ -19,8 +20,7 @@ PATIENCE_S = 60.0
 @dataclass(frozen=True, slots=True)
 class _Unheard:
     key: SessionKey
-    user: str
-    call_id: str
+    ask: Callable[[], Awaitable[Closed]]
     until: float
 
 
@@ -35,12 +35,14 @@ class Endings:
         self,
         *,
         sessions: Sessions,
+        erasure: Erasure,
         probe: Probe,
         clock: Clock,
         report: Callable[[str, Exception], None],
         interval_s: float = 1.0,
     ) -> None:
         self._sessions = sessions
+        self._erasure = erasure
         self._probe = probe
         self._clock = clock
         self._report = report
@@ -54,12 +56,37 @@ class Endings:
             Refused: there is none; or `Unavailable`, and it may or may not be over.
         """
         call_id = uuid4().hex
+
+        def close(*, again: bool = False) -> Awaitable[Closed]:
+            return self._sessions.close(key, user, call_id=call_id, again=again)
+
+        await self._end(key, close, lambda: close(again=True))
+
+    async def erase(self, key: SessionKey, user: str) -> None:
+        """Removes what lives of a session of its user; one that is not over ends by that.
+
+        Raises:
+            Refused: as for `close`.
+        """
+        call_id = uuid4().hex
+
+        def erase() -> Awaitable[Closed]:
+            return self._erasure.erase(key, user, call_id=call_id)
+
+        await self._end(key, erase, erase)
+
+    async def _end(
+        self,
+        key: SessionKey,
+        call: Callable[[], Awaitable[Closed]],
+        ask: Callable[[], Awaitable[Closed]],
+    ) -> None:
+        """Counts what a call ended; `ask` tells what became of it."""
         try:
-            closed = await self._sessions.close(key, user, call_id=call_id)
+            closed = await call()
         except Unavailable:
             if len(self._unheard) < MOST:
-                until = self._clock() + PATIENCE_S
-                self._unheard.append(_Unheard(key, user, call_id, until))
+                self._unheard.append(_Unheard(key, ask, self._clock() + PATIENCE_S))
             raise
         self._count(key, closed)
 
@@ -82,9 +109,7 @@ class Endings:
         """
         for call in list(self._unheard):
             try:
-                closed = await self._sessions.close(
-                    call.key, call.user, call_id=call.call_id, again=True
-                )
+                closed = await call.ask()
             except Unavailable:
                 raise
             except Refused:

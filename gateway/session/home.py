@@ -12,6 +12,7 @@ stretch is lost with it.
 
 from collections.abc import Callable
 
+from gateway.session.archive import Recalled
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Feed, Lease
 from gateway.session.log import Moved, read_stretch
@@ -145,9 +146,12 @@ class Homes:
             if view is not None:
                 self.adopt(feed, view)
 
-    async def ask(self, feed: Feed, *, agent: str | None = None) -> SessionView | None:
+    async def ask(
+        self, feed: Feed, *, agent: str | None = None, recalled: Recalled | None = None
+    ) -> SessionView | None:
         """The session as it is now; takes its home when it has none. None when it is over, or not
-        there; with an `agent` given it is made in that case. A node that stops takes no home.
+        there; with an `agent` given it is made in that case, of what is `recalled` of it. A node
+        that stops takes no home.
         """
         dead_home = feed.home_node if self._dead(feed) else ""
         node = "" if self.stopping and not feed.home else self._node
@@ -160,6 +164,7 @@ class Homes:
                 dead_home=dead_home,
                 on_detach=feed.on_detach,
                 attending=bool(feed.attachments),
+                recalled=recalled,
             )
         except Unavailable:
             raise

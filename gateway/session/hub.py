@@ -8,12 +8,13 @@ reads the log for it (`catch_up`), so it delays nobody.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway.session.agent_breakers import AgentBreakers
+from gateway.session.archive import Recalled
 from gateway.session.checks import Checks
-from gateway.session.errors import Unavailable
+from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
 from gateway.session.log import PAGE
@@ -54,6 +55,7 @@ class Hub:
         *,
         sessions: Sessions,
         notices: Notices,
+        recall: Callable[[SessionKey, str], Awaitable[Recalled | None]],
         probe: Probe,
         node: str,
         clock: Clock,
@@ -62,8 +64,10 @@ class Hub:
         report: Callable[[str, Exception], None],
         times: HubTimes | None = None,
     ) -> None:
+        """`recall` asks the archive what a session that Redis lost begins with, see `History`."""
         self._sessions = sessions
         self._notices = notices
+        self._recall = recall
         self._probe = probe
         self._clock = clock
         self._now_ms = now_ms
@@ -349,7 +353,7 @@ class Hub:
 
         Its followers read a log of another epoch then, and are told.
         """
-        view = None if feed.over else await self._homes.ask(feed, agent=feed.agent)
+        view = None if feed.over else await self._open_again(feed)
         if view is None:
             feed.over = True
             self._finish(feed, CloseCode.SESSION_ENDED)
@@ -357,6 +361,17 @@ class Hub:
         self._probe.writes_lost()
         feed.restart(view.cursor)
         self.adopt(view)
+
+    async def _open_again(self, feed: Feed) -> SessionView | None:
+        """Makes it with what the archive knows of it; None when that says that it is over."""
+        recalled: Recalled | None = None
+        try:
+            recalled = await self._recall(feed.key, feed.user)
+        except Unavailable:
+            pass  # the conversation goes on without what came before
+        except Refused:
+            return None
+        return await self._homes.ask(feed, agent=feed.agent, recalled=recalled)
 
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)

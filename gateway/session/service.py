@@ -1,4 +1,7 @@
-"""The verbs of a session, for every edge: open, message, answer, tool result, cancel, close."""
+"""The verbs of a session, for every edge: open, message, answer, tool result, cancel, close, erase.
+
+A session that Redis does not know is asked for in the archive, and made live again from it.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.session.archive import Erasure, History, Journal, Recalled
 from gateway.session.breaker import BreakerState
 from gateway.session.endings import Endings
 from gateway.session.errors import Refused, Unavailable
@@ -45,6 +49,9 @@ class SessionService:
         directory: Directory,
         hub: Hub,
         endings: Endings,
+        history: History,
+        erasure: Erasure,
+        journal: Journal,
         node: str,
         now_ms: Callable[[], int],
     ) -> None:
@@ -53,6 +60,9 @@ class SessionService:
         self._directory = directory
         self._hub = hub
         self._endings = endings
+        self._history = history
+        self._erasure = erasure
+        self._journal = journal
         self._node = node
         self._now_ms = now_ms
 
@@ -73,34 +83,52 @@ class SessionService:
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
-        try:
-            view = await self._sessions.open(
-                key,
-                who.user,
-                node=self._node,
-                agent=agent,
-                metadata=metadata,
-                on_detach=on_detach,
-                digest=digest,
-            )
-        except Unavailable:
-            self._hub.unanswered.note(key, who.user)
-            raise
+        recalled: Recalled | None = None
+        if session_id is not None:
+            with suppress(Unavailable):  # creating does not wait for the archive
+                recalled = await self._history.recall(key, who.user)
+        if recalled is not None and recalled.agent != agent:
+            raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
+        view = await self._open(
+            key,
+            who.user,
+            agent=agent,
+            metadata=metadata,
+            on_detach=on_detach,
+            digest=digest,
+            recalled=recalled,
+        )
         self._hub.adopt(view)
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
-        """A session of this user, for a client that comes to follow it."""
+        """A session of this user, for a client that comes to follow it.
+
+        One that has expired is made live again.
+        """
         key = SessionKey(who.tenant, session_id)
         try:
-            view = await self._sessions.open(key, who.user, node=self._node, attending=True)
-        except Unavailable:
-            self._hub.unanswered.note(key, who.user)
-            raise
+            view = await self._open(key, who.user, attending=True)
         except Refused as refused:
-            raise self._unless_lost(refused, key, who.user) from None
+            refused = self._unless_lost(refused, key, who.user)
+            if refused.code != ErrorCode.SESSION_NOT_FOUND:
+                raise refused from None
+            recalled = await self._history.recall(key, who.user)
+            if recalled is None:
+                raise refused from None
+            view = await self._open(
+                key, who.user, agent=recalled.agent, recalled=recalled, attending=True
+            )
         self._hub.adopt(view)
         return view
+
+    async def _open(self, key: SessionKey, user: str, **options: Any) -> SessionView:
+        """As `Sessions.open`, for this node; the home that it may have taken is not forgotten."""
+        try:
+            return await self._sessions.open(key, user, node=self._node, **options)
+        except Unavailable:
+            self._hub.unanswered.note(key, user)
+            raise
 
     async def message(self, view: SessionView, frame: Message) -> Ack:
         """A user message: makes one run."""
@@ -170,6 +198,47 @@ class SessionService:
         """Ends the session."""
         await self._endings.close(view.key, view.user)
         return Ack(frame.id, "accepted")
+
+    async def erase(self, who: Principal, session_id: str) -> None:
+        """Removes a session of this user, and all that was said in it, for good.
+
+        Nothing of it is left when this returns, or comes back later. To be repeated when it fails.
+        """
+        key = SessionKey(who.tenant, session_id)
+        if not (await self._lives(key, who.user) or await self._history.session(key, who.user)):
+            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
+        await self._erase(key, who.user)
+
+    async def erase_user(self, who: Principal) -> int:
+        """Removes all sessions of this user, likewise. Answers how many there were, at least."""
+        archived = await self._history.erase(who.tenant, who.user)
+        alive = await self._erasure.sessions_of(who.tenant, who.user)
+        for key in alive:
+            await self._erase(key, who.user)
+        await self._journal.drop_dead(who.tenant, who.user)
+        return max(archived, len(alive))
+
+    async def _erase(self, key: SessionKey, user: str) -> None:
+        # The archive's tombstone first: what waits in the journal must not bring it back. What
+        # lives comes last: while it is there, its user can ask for all of this again.
+        await self._history.erase(key.tenant, user, key.session_id)
+        await self._journal.drop_dead(key.tenant, user, key.session_id)
+        try:
+            await self._endings.erase(key, user)
+        except Refused as refused:
+            if refused.code != ErrorCode.SESSION_NOT_FOUND:
+                raise
+
+    async def _lives(self, key: SessionKey, user: str) -> bool:
+        """Whether Redis knows it as this user's, be it over or not."""
+        try:
+            await self._sessions.open(key, user, node="")
+        except Refused as refused:
+            if refused.code == ErrorCode.SESSION_NOT_FOUND:
+                return False
+            if refused.code != ErrorCode.SESSION_ENDED:
+                raise
+        return True
 
     def agent_state(self, who: Principal, agent: str) -> BreakerState:
         """Whether this tenant's messages reach the agent, as far as this node knows."""

@@ -195,6 +195,7 @@ def _intercept_standard_logging(level: Level) -> Callable[[], None]:
     interceptor = _Interceptor(level=max(logging.INFO, getattr(logging, level)))
     root.handlers[:] = [interceptor]
     root.setLevel(interceptor.level)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it did, a line of ours says
 
     def restore() -> None:
         root.handlers[:] = handlers

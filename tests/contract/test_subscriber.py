@@ -12,7 +12,8 @@ from support.deaf import deafening
 from support.following import Client, following, until
 from support.talk import Talk
 
-from gateway.app import Node
+from gateway.app import Node, now_ms, report
+from gateway.archive.archive import open_archive
 from gateway.bus import notices
 from gateway.bus.bus import Bus
 from gateway.session.hub import HubTimes
@@ -122,9 +123,16 @@ async def test_a_node_without_its_subscriber_is_not_ready(single_url: str, tmp_p
     async with (
         deafening(single_url, tmp_path) as (way, url),
         connected_bus(url) as bus,
+        open_archive(
+            f"sqlite:///{tmp_path / 'history.db'}",
+            Limits(),
+            migrates=True,
+            now_ms=now_ms,
+            report=report,
+        ) as archive,
         asyncio.TaskGroup() as tasks,
     ):
-        node = Node(bus, Limits())
+        node = Node(bus, archive, Limits())
         parts = node.background()
         parts.pop(0).close()  # the subscriber runs already
         running = [tasks.create_task(part) for part in parts]
@@ -137,7 +145,10 @@ async def test_a_node_without_its_subscriber_is_not_ready(single_url: str, tmp_p
                         got := await http.get("/health/readiness")
                     ).status_code != code:
                         await asyncio.sleep(0.05)
-                    assert got.json() == {"status": word, "checks": {"redis": word}}
+                    assert got.json() == {
+                        "status": word,
+                        "checks": {"redis": word, "database": "ok"},
+                    }
 
             await answers(200, "ok")
             way.deaf = True

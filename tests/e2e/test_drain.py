@@ -49,7 +49,10 @@ async def test_a_draining_node_lets_an_answer_end_and_takes_nobody_new(folder: P
             assert stack.metrics()["nooble_orchestrator_draining"] == 0
             stack.nodes[0].terminate()
             await until(lambda: readiness(stack).status_code == 503)
-            assert readiness(stack).json() == {"status": "error", "checks": {"redis": "ok"}}
+            assert readiness(stack).json() == {
+                "status": "error",
+                "checks": {"redis": "ok", "database": "ok"},
+            }
             assert stack.metrics()["nooble_orchestrator_draining"] == 1
             with pytest.raises(InvalidStatus) as refused:
                 async with socket(stack.ws_of()):

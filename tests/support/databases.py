@@ -1,5 +1,7 @@
 """Databases for tests: SQLite files, and a PostgreSQL server that tests start themselves."""
 
+import asyncio
+import atexit
 import importlib.util
 import os
 import shutil
@@ -8,11 +10,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from gateway.archive.database import Database
+from gateway.archive.migrate import migrate
 
 _NOBODY = 65534
 _START_TIMEOUT_S = 30.0
@@ -141,6 +148,27 @@ class PostgresServer:
     def _wait(self) -> None:
         if self._process is not None:
             self._process.wait(30)
+
+
+def new_history(folder: Path) -> None:
+    """The file that a gateway would make in its data directory, in no time."""
+    shutil.copyfile(_template(), folder / "history.db")
+
+
+@cache
+def _template() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="nooble-history-"))
+    atexit.register(shutil.rmtree, folder)
+
+    async def make() -> None:
+        database = Database(f"sqlite:///{folder / 'history.db'}")
+        await migrate(database)
+        await database.close()
+
+    # In a thread: a loop may be running here.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(make())).result()
+    return folder / "history.db"
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Node:
         self.hub = Hub(
             sessions=self.bus,
             notices=self.bus,
+            recall=self.archive.recall,
             probe=self.probe,
             node="n1",
             clock=time.monotonic,
@@ -51,7 +52,11 @@ class Node:
             report=self.report,
         )
         endings = Endings(
-            sessions=self.bus, probe=self.probe, clock=time.monotonic, report=self.report
+            sessions=self.bus,
+            erasure=self.bus,
+            probe=self.probe,
+            clock=time.monotonic,
+            report=self.report,
         )
         service = SessionService(
             sessions=self.bus,
@@ -59,6 +64,9 @@ class Node:
             directory=self.bus,
             hub=self.hub,
             endings=endings,
+            history=self.archive,
+            erasure=self.bus,
+            journal=self.bus,
             node="n1",
             now_ms=lambda: 5000,
         )

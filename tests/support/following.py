@@ -15,6 +15,7 @@ from gateway.session.outbox import LIMIT_BYTES, Outbox
 from gateway.session.wheel import Wheel
 from protocol.frames import Cursor
 from protocol.transcript import Transcript
+from support.little_archive import LittleArchive
 from support.little_bus import CountingProbe
 
 
@@ -105,6 +106,7 @@ class Following:
         self.hub = Hub(
             sessions=bus.sessions,
             notices=bus.notices,
+            recall=LittleArchive().recall,
             probe=self.probe,
             node=node,
             clock=time.monotonic,

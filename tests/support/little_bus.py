@@ -83,7 +83,7 @@ class Session:
 
 
 class LittleBus:
-    """`Sessions`, `Notices`, and what the service needs of `RunQueue` and `Directory`."""
+    """`Sessions`, `Notices`, `Erasure`, and what the service needs of the other ports."""
 
     def __init__(self) -> None:
         self.sessions: dict[SessionKey, Session] = {}
@@ -95,6 +95,9 @@ class LittleBus:
         self.accepted: list[NewMessage | NewAnswer | NewToolResult] = []
         self.agent_names = {"demo"}
         self.dead_nodes: set[str] = set()
+        self.erased: dict[SessionKey, str] = {}
+        """Erased sessions, with the call that ended each by that."""
+        self.dropped_dead: list[tuple[str, str, str]] = []
         self.down = False
         self.dispatch_down = False
         self.lose = 0
@@ -222,6 +225,8 @@ class LittleBus:
         if recalled is not None:
             agent, on_detach = recalled.agent, recalled.on_detach
         created = agent is not None and key not in self.sessions
+        if created and key in self.erased:
+            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
         if created:
             made = self._make(key, user, agent, node, on_detach, digest, node)
             made.metadata = msgspec.json.encode(metadata or {})
@@ -297,6 +302,33 @@ class LittleBus:
         for _ in range(20):  # the push may be there long before the answer
             await asyncio.sleep(0)
         return Closed(session.ended_by == call_id, session.agent, 1000, 61_000)
+
+    # --- Erasure, and what is asked of Journal ----------------------------------------------------
+
+    async def sessions_of(self, tenant: str, user: str) -> list[SessionKey]:
+        await self._call("sessions_of")
+        return [
+            key for key, one in self.sessions.items() if (key.tenant, one.user) == (tenant, user)
+        ]
+
+    async def erase(self, key: SessionKey, user: str, *, call_id: str) -> Closed:
+        await self._call("erase")
+        if key in self.sessions:
+            session = self.sessions[key]
+            assert session.user == user
+            self.erased[key] = "" if session.ended else call_id
+            self.end(key)
+            del self.sessions[key]
+        if key not in self.erased:
+            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
+        return Closed(self.erased[key] == call_id, "demo", 1000, 61_000)
+
+    async def drop_dead(self, tenant: str, user: str, session_id: str = "") -> int:
+        await self._call("drop_dead")
+        self.dropped_dead.append((tenant, user, session_id))
+        return 0
+
+    # --- the log ----------------------------------------------------------------------------------
 
     async def read(
         self, key: SessionKey, after: Cursor, count: int, *, seen: Seen | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from support.bus import running_server
+from support.databases import new_history
 from support.net import free_port
 from support.witness import PROCESS_NAME
 
@@ -110,7 +111,9 @@ class Stack:
         self.redis_url = redis_url
         self._folder = folder
         self._own_urls = own_urls or {}
-        self._environment = environment
+        self._environment = {"GATEWAY_DATA_DIR": str(folder), **environment}
+        if "DATABASE_URL" not in environment:
+            new_history(folder)
         self._ports: list[int] = []
         self.nodes: list[Process] = []
         self.workers: list[Process] = []

@@ -122,6 +122,27 @@ async def test_readiness_follows_its_checks_in_the_background(client, node):
         running.cancel()
 
 
+async def test_a_node_is_ready_without_what_it_does_not_require():
+    """Guarantee 8: an operator may say that it serves without the archive; it is shown as ill."""
+
+    async def well() -> None:
+        pass
+
+    async def away() -> None:
+        raise ConnectionError("no database")
+
+    checks = {"redis": well, "database": away}
+    for requires, ready in (({"redis"}, True), ({"redis", "database"}, False), (None, False)):
+        readiness = Readiness(checks, requires=requires, interval_s=0.001)
+        assert not readiness.ready
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(readiness.run())
+            await until(lambda it=readiness: it.checks["redis"] == "ok")
+            assert readiness.checks == {"redis": "ok", "database": "error"}
+            assert readiness.ready == ready
+            running.cancel()
+
+
 async def test_one_failure_or_a_hanging_check_alone_is_no_illness():
     outcomes = iter([None, OSError(), None, "hang", None])
     states: list[bool] = []

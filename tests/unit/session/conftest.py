@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 from support.following import Client
+from support.little_archive import LittleArchive
 from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 
 from gateway.session.hub import Hub, HubTimes
@@ -17,6 +18,7 @@ from protocol.frames import Cursor
 class World:
     def __init__(self, times: HubTimes) -> None:
         self.bus = LittleBus()
+        self.archive = LittleArchive()
         self.probe = CountingProbe()
         self.clock = ManualClock()
         self.now_ms = 5000
@@ -34,6 +36,7 @@ class World:
         return Hub(
             sessions=self.bus,
             notices=self.bus,
+            recall=self.archive.recall,
             probe=self.probe,
             node=node,
             clock=self.clock,

@@ -123,13 +123,22 @@ def test_one_message_is_let_through_and_decides(breakers: AgentBreakers, clock: 
 
 @pytest.fixture
 def service(world) -> SessionService:
-    endings = Endings(sessions=world.bus, probe=world.probe, clock=world.clock, report=world.report)
+    endings = Endings(
+        sessions=world.bus,
+        erasure=world.bus,
+        probe=world.probe,
+        clock=world.clock,
+        report=world.report,
+    )
     return SessionService(
         sessions=world.bus,
         queue=world.bus,
         directory=world.bus,
         hub=world.hub,
         endings=endings,
+        history=world.archive,
+        erasure=world.bus,
+        journal=world.bus,
         node="n1",
         now_ms=lambda: world.now_ms,
     )

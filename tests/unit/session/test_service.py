@@ -6,7 +6,7 @@ from support.little_bus import KEY
 
 from gateway.session.endings import PATIENCE_S, Endings
 from gateway.session.errors import Refused, Unavailable
-from gateway.session.model import Principal
+from gateway.session.model import Principal, SessionKey
 from gateway.session.service import SessionService, digest, run_fields
 from protocol.codes import ErrorCode
 from protocol.frames import Answer, AnswerEntry, Cancel, Close, Message, ToolResult
@@ -16,7 +16,13 @@ ANONYMOUS = Principal("acme", "anonymous")
 
 @pytest.fixture
 def endings(world) -> Endings:
-    return Endings(sessions=world.bus, probe=world.probe, clock=world.clock, report=world.report)
+    return Endings(
+        sessions=world.bus,
+        erasure=world.bus,
+        probe=world.probe,
+        clock=world.clock,
+        report=world.report,
+    )
 
 
 @pytest.fixture
@@ -27,6 +33,9 @@ def service(world, endings) -> SessionService:
         directory=world.bus,
         hub=world.hub,
         endings=endings,
+        history=world.archive,
+        erasure=world.bus,
+        journal=world.bus,
         node="n1",
         now_ms=lambda: world.now_ms,
     )
@@ -278,3 +287,205 @@ async def test_what_is_asked_of_a_session_that_redis_lost_may_be_asked_again(wor
     with pytest.raises(Refused) as refused:
         await service.message(view, Message("m2", "hi"))
     assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
+
+
+# --- what Redis does not know any more, and the archive does --------------------------------------
+
+
+async def test_an_expired_session_is_made_live_again_with_what_was_said(world, service):
+    """It is created once more, so it is counted once more: it was counted as expired, too."""
+    world.archive.begin()
+    world.archive.end_run("r1", "hi", "ho")
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    session = world.bus.sessions[KEY]
+    assert (view.created, view.home, view.agent) == (True, "n1", "demo")
+    assert [msgspec.json.decode(one)["content"] for one in session.messages] == ["hi", "ho"]
+    assert session.message_runs == ["r1", "r1"]
+    assert world.probe.facts["created"] == 1
+    assert (await service.message(view, Message("m1", "hi"))).status == "accepted"
+
+
+async def test_a_session_of_another_user_stays_unknown_when_it_has_expired(world, service):
+    """Guarantee 6."""
+    world.archive.begin()
+    with pytest.raises(Refused) as refused:
+        await service.find(Principal("acme", "mallory"), KEY.session_id)
+    assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
+    assert KEY not in world.bus.sessions
+
+
+async def test_a_session_that_was_completed_stays_over(world, service):
+    world.archive.begin()
+    world.archive.change(status="completed", ended_ms=2000)
+    with pytest.raises(Refused) as refused:
+        await service.find(ANONYMOUS, KEY.session_id)
+    assert refused.value.code == ErrorCode.SESSION_ENDED
+
+
+async def test_while_the_archive_is_away_nobody_is_told_that_a_session_is_gone(world, service):
+    """Guarantee 8: a live one is found all the same, of another nobody knows."""
+    world.archive.down = True
+    with pytest.raises(Unavailable):
+        await service.find(ANONYMOUS, KEY.session_id)
+    world.bus.make()
+    assert (await service.find(ANONYMOUS, KEY.session_id)).key == KEY
+    other = await service.create(ANONYMOUS, "demo", None, session_id="s9", digest="d")
+    assert other.created
+
+
+async def test_a_key_that_made_a_session_finds_it_when_it_has_expired(world, service):
+    world.archive.begin()
+    world.archive.end_run("r1", "hi", "ho")
+    await service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
+    assert len(world.bus.sessions[KEY].messages) == 2
+    world.archive.begin(KEY, agent="other")
+    with pytest.raises(Refused) as refused:
+        await service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
+    assert refused.value.code == ErrorCode.ID_CONFLICT
+
+
+async def test_a_session_that_redis_lost_begins_anew_with_what_is_archived(world, service):
+    """Its followers are told (`reset`), and get what there is: guarantee 1."""
+    world.archive.begin()
+    world.archive.end_run("r1", "hi", "ho")
+    world.bus.make()
+    client = await world.join()
+    del world.bus.sessions[KEY]
+    with pytest.raises(Unavailable):
+        await service.find(ANONYMOUS, KEY.session_id)
+    await world.settle()
+    assert client.resets == ["writes_lost"]
+    assert len(world.bus.sessions[KEY].messages) == 2
+
+
+async def test_a_session_that_redis_lost_goes_on_without_the_archive(world, service):
+    """Guarantee 8."""
+    world.archive.begin()
+    world.archive.end_run("r1", "hi", "ho")
+    world.archive.down = True
+    world.bus.make()
+    client = await world.join()
+    del world.bus.sessions[KEY]
+    with pytest.raises(Unavailable):
+        await service.find(ANONYMOUS, KEY.session_id)
+    await world.settle()
+    assert client.resets == ["writes_lost"]
+    assert (await service.find(ANONYMOUS, KEY.session_id)).key == KEY
+
+
+async def test_a_session_that_redis_lost_and_the_archive_knows_to_be_over_ends(world, service):
+    world.archive.begin()
+    world.archive.change(status="completed", ended_ms=2000)
+    world.bus.make()
+    client = await world.join()
+    del world.bus.sessions[KEY]
+    with pytest.raises(Unavailable):
+        await service.find(ANONYMOUS, KEY.session_id)
+    await world.settle()
+    assert client.closed == 4410
+    assert KEY not in world.bus.sessions
+
+
+# --- erasure --------------------------------------------------------------------------------------
+
+
+async def test_an_erased_session_is_gone_everywhere_and_does_not_come_back(world, service):
+    """The tombstone stands before what lives is touched: its journal must not bring it back."""
+    world.archive.begin()
+    world.bus.make()
+    client = await world.join()
+    order: list[str] = []
+    for owner, name in ((world.archive, "erase"), (world.bus, "erase"), (world.bus, "drop_dead")):
+        _record(owner, name, order)
+    await service.erase(ANONYMOUS, KEY.session_id)
+    assert order == ["LittleArchive.erase", "LittleBus.drop_dead", "LittleBus.erase"]
+    await world.settle()
+    assert client.closed == 4410
+    assert (world.archive.records, world.bus.sessions) == ({}, {})
+    assert world.bus.dropped_dead == [("acme", "anonymous", KEY.session_id)]
+    for asking in (service.find, service.erase):
+        with pytest.raises(Refused) as refused:
+            await asking(ANONYMOUS, KEY.session_id)
+        assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
+
+
+def _record(owner: object, name: str, order: list[str]) -> None:
+    call = getattr(owner, name)
+
+    async def recorded(*arguments, **options):
+        order.append(f"{type(owner).__name__}.{name}")
+        return await call(*arguments, **options)
+
+    setattr(owner, name, recorded)
+
+
+@pytest.mark.parametrize("where", ["live", "archived"])
+async def test_nobody_erases_what_is_another_users(world, service, where):
+    """Guarantee 6: not even a tombstone is left, which would keep its history from the archive."""
+    if where == "live":
+        world.bus.make()
+    else:
+        world.archive.begin()
+    with pytest.raises(Refused) as refused:
+        await service.erase(Principal("acme", "mallory"), KEY.session_id)
+    assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
+    assert world.archive.erased == []
+    assert (KEY in world.bus.sessions) == (where == "live")
+
+
+@pytest.mark.parametrize("where", ["live", "ended", "archived"])
+async def test_a_session_is_erased_wherever_it_is(world, service, where):
+    if where == "archived":
+        world.archive.begin()
+    else:
+        world.bus.make().ended = where == "ended"
+    await service.erase(ANONYMOUS, KEY.session_id)
+    assert world.archive.erased == [("acme", "anonymous", KEY.session_id)]
+    assert KEY not in world.bus.sessions
+
+
+async def test_an_erasure_that_failed_can_be_asked_for_again(world, service):
+    world.bus.make()
+    world.archive.down = True
+    with pytest.raises(Unavailable):
+        await service.erase(ANONYMOUS, KEY.session_id)
+    assert KEY in world.bus.sessions, "without a tombstone its journal would bring it back"
+    world.archive.down = False
+    await service.erase(ANONYMOUS, KEY.session_id)
+    assert KEY not in world.bus.sessions
+
+
+async def test_an_erased_session_is_counted_as_completed_once(world, service, endings):
+    """Guarantee 9: also when the answer was lost, and not again when it had ended before."""
+    world.bus.make()
+    await service.find(ANONYMOUS, KEY.session_id)
+    erase = world.bus.erase
+
+    async def lossy(*arguments, **options):
+        world.bus.erase = erase
+        await erase(*arguments, **options)
+        raise Unavailable
+
+    world.bus.erase = lossy
+    with pytest.raises(Unavailable):
+        await service.erase(ANONYMOUS, KEY.session_id)
+    for _ in range(3):
+        await endings.ask_again()
+    assert world.probe.facts["completed completed"] == 1
+
+
+async def test_all_of_a_user_is_erased_and_nothing_of_others(world, service):
+    mine = [SessionKey("acme", f"mine{number}") for number in range(3)]
+    theirs = SessionKey("acme", "theirs")
+    for key in mine[:2]:
+        world.bus.make(key)
+    for key in mine[1:]:
+        world.archive.begin(key)
+    world.bus.make(theirs, user="bob")
+    world.archive.begin(theirs, user="bob")
+    assert await service.erase_user(ANONYMOUS) >= 2
+    assert list(world.bus.sessions) == [theirs]
+    assert list(world.archive.records) == [theirs]
+    assert {key.session_id for key in mine[:2]} <= {name for _, _, name in world.archive.erased}
+    assert ("acme", "anonymous", "") in world.archive.erased
+    assert ("acme", "anonymous", "") in world.bus.dropped_dead

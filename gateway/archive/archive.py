@@ -1,0 +1,68 @@
+"""All parts of the archive on one database."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from gateway.archive.database import Database
+from gateway.archive.migrate import prepare
+from gateway.archive.reader import Reader
+from gateway.archive.retention import Retention
+from gateway.archive.writer import Writer
+from gateway.session.model import Limits
+
+
+class Archive:
+    """The way in, the way out, and what is thrown away."""
+
+    def __init__(
+        self,
+        database: Database,
+        limits: Limits,
+        retention: Retention,
+        *,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """`database` stays the caller's. A session is made live again within its `limits`."""
+        self.database = database
+        self.retention = retention
+        self.writer = Writer(database)
+        self.history = Reader(
+            database,
+            now_ms=now_ms,
+            transcript_messages=limits.transcript_messages,
+            transcript_bytes=limits.transcript_bytes,
+        )
+
+
+@asynccontextmanager
+async def open_archive(
+    url: str | Path,
+    limits: Limits,
+    *,
+    migrates: bool,
+    now_ms: Callable[[], int],
+    report: Callable[[str, Exception], None],
+    retention_days: int | None = None,
+    retention_tenants: Mapping[str, int] | None = None,
+) -> AsyncGenerator[Archive]:
+    """The archive on a database, which may be away now and come later.
+
+    An older schema is brought up to date where that is wanted.
+
+    Raises:
+        UnusableDatabase: it cannot be used as it is; one line for a person.
+    """
+    database = Database(url)
+    try:
+        await prepare(database, migrates=migrates)
+        retention = Retention(
+            database,
+            days=retention_days,
+            tenants=retention_tenants or {},
+            now_ms=now_ms,
+            report=report,
+        )
+        yield Archive(database, limits, retention, now_ms=now_ms)
+    finally:
+        await database.close()

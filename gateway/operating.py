@@ -1,0 +1,84 @@
+"""What an operator asks about the way to the archive; each answer is lines for a terminal."""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gateway.app import open_archive, open_bus, redis_url
+from gateway.archive.errors import HistoryAway
+from gateway.session.archive import DeadLetter, EntryId, Journal
+from gateway.session.errors import CannotStart, Unavailable
+from gateway.session.model import Limits
+from gateway.settings import Settings
+
+_PAGE = 100
+
+
+async def status(settings: Settings, limits: Limits) -> list[str]:
+    """How much history waits, for how long, and whether the archive is well."""
+    async with _journal(settings, limits) as journal:
+        state = await journal.state()
+    waited_s = max(0.0, time.time() - state.oldest_ms / 1000) if state.oldest_ms else 0.0
+    async with open_archive(settings, limits) as archive:
+        try:
+            await archive.database.check()
+            health = "well"
+        except HistoryAway as error:
+            health = error.why
+    return [
+        f"waiting: {state.entries} entries, the oldest for {waited_s:.1f} s",
+        f"fullest journal: {state.fill:.1%}",
+        f"dead letters: {state.dead}",
+        f"archive: {health}",
+    ]
+
+
+async def dead(settings: Settings, limits: Limits, count: int, *, fields: bool) -> list[str]:
+    """At most `count` dead letters, oldest first, each a JSON object; `fields` is all of it."""
+    async with _journal(settings, limits) as journal:
+        return [_shown(letter, fields=fields) for letter in await journal.dead(count)]
+
+
+async def replay(settings: Settings, limits: Limits, names: Sequence[str]) -> list[str]:
+    """Puts dead letters back into their journals: those that are named, or all."""
+    chosen = [_parse(name) for name in names]
+    async with _journal(settings, limits) as journal:
+        if chosen:
+            return [f"put back: {await journal.replay(chosen)}"]
+        # Once through: what is refused again meanwhile is not put back again.
+        count, left = 0, (await journal.state()).dead
+        while left > 0 and (found := await journal.dead(min(left, _PAGE))):
+            count += await journal.replay([letter.id for letter in found])
+            left -= len(found)
+        return [f"put back: {count}"]
+
+
+@asynccontextmanager
+async def _journal(settings: Settings, limits: Limits) -> AsyncGenerator[Journal]:
+    async with redis_url(settings) as url, open_bus(url, limits) as bus:
+        try:
+            yield bus.journal
+        except Unavailable as error:
+            raise CannotStart(error.message) from None
+
+
+def _shown(letter: DeadLetter, *, fields: bool) -> str:
+    shown: dict[str, Any] = {
+        "id": f"{letter.id.partition}/{letter.id.id}",
+        "at_ms": letter.at_ms,
+        "session": letter.fields.get("session"),
+        "run": letter.fields.get("run"),
+        "why": letter.why,
+    }
+    if fields:
+        shown["fields"] = letter.fields
+    return json.dumps(shown)
+
+
+def _parse(name: str) -> EntryId:
+    number, _, entry_id = name.partition("/")
+    if not (number.isdecimal() and entry_id):
+        raise CannotStart(f"{name}: no id of a dead letter, as `gateway archive dead` lists them")
+    return EntryId(int(number), entry_id)

@@ -1,0 +1,188 @@
+"""Guarantee 8 where the parts meet: real journals, a real database, the archiver between them."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from support.bus import running_bus
+from support.history import everything, rows
+from support.talk import Talk
+
+from gateway.app import report
+from gateway.archive.archive import open_archive
+from gateway.archive.archiver import Archiver
+from gateway.archive.database import Database
+from gateway.archive.errors import UnusableDatabase
+from gateway.archive.reader import Reader
+from gateway.archive.schema import messages, runs, usage_daily
+from gateway.archive.writer import Writer
+from gateway.bus import keys
+from gateway.bus.bus import Bus
+from gateway.session.archive import EntryId, JournalState
+from gateway.session.errors import Unavailable
+from gateway.session.model import Limits
+
+USAGE = [{"model": "m", "inputTokens": 3, "outputTokens": 5}]
+
+
+class Silent:
+    def journal(self, state: JournalState) -> None:
+        pass
+
+    def archived(self, seconds: float) -> None:
+        pass
+
+
+@pytest.fixture
+async def bus() -> AsyncIterator[Bus]:
+    """On a server of its own: the archiver takes whatever waits in any journal."""
+    async with running_bus() as connected:
+        yield connected
+
+
+def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = None) -> Archiver:
+    made = Archiver(
+        journal=journal or bus.journal,
+        write=Writer(database).write,
+        probe=Silent(),
+        node=node,
+        partitions=keys.PARTITIONS,
+        clock=time.monotonic,
+        report=lambda _what, _error: None,
+    )
+    made.heard({node: True})
+    return made
+
+
+def reader(database: Database) -> Reader:
+    return Reader(database, now_ms=lambda: 0, transcript_messages=200, transcript_bytes=1 << 20)
+
+
+async def converse(bus: Bus, count: int = 3, **fields: Any) -> Talk:
+    """A session with so many runs that are over, each with usage."""
+    talk = Talk(bus)
+    await talk.open()
+    for number in range(count):
+        claim = await talk.running(f"question {number}")
+        said = json.dumps({"id": f"a{number}", "role": "assistant", "content": f"answer {number}"})
+        ended = json.dumps({"type": "RUN_FINISHED", "usage": USAGE}).encode()
+        await talk.finish(claim, **{"messages": [said.encode()], "event": ended, **fields})
+    return talk
+
+
+async def texts(database: Database, talk: Talk) -> list[str]:
+    found = await reader(database).messages(talk.key, before=None, limit=100)
+    return [json.loads(one.json)["content"] for one in found]
+
+
+async def test_a_conversation_comes_to_the_archive_as_it_was(bus: Bus, database: Database):
+    talk = await converse(bus)
+    await archiver(bus, database).archive()
+    words = [f"{kind} {n}" for n in range(3) for kind in ("question", "answer")]
+    assert await texts(database, talk) == words
+    record = await reader(database).session(talk.key, talk.user)
+    assert record is not None
+    assert (record.agent, record.status, record.runs) == (talk.agent, "active", 3)
+    assert await bus.journal.state() == JournalState()
+
+
+async def test_a_node_that_dies_between_commit_and_forget_doubles_nothing(
+    bus: Bus, database: Database
+):
+    """Its successor brings the same entries again: runs, messages and usage count once."""
+
+    class Dies:
+        read = staticmethod(bus.journal.read)
+
+        @staticmethod
+        async def forget(_entries: object) -> None:
+            raise Unavailable
+
+    await converse(bus)
+    with pytest.raises(Unavailable):
+        await archiver(bus, database, journal=Dies()).archive()
+    first = await everything(database)
+    assert len(first["runs"]) == 3, "it was committed"
+    assert (await bus.journal.state()).entries, "and not forgotten"
+    await archiver(bus, database, "n2").archive()
+    assert await everything(database) == first
+    assert [row["runs"] for row in first["usage_daily"]] == [3]
+    assert (await bus.journal.state()).entries == 0
+
+
+async def test_nodes_that_take_the_same_partitions_at_one_time_write_once(
+    bus: Bus, database: Database
+):
+    """For a moment each may think that the other is dead."""
+    talks = [await converse(bus, 2) for _ in range(5)]
+    nodes = [archiver(bus, database, f"n{number}") for number in range(3)]
+    await asyncio.gather(*(node.archive() for node in nodes))
+    assert len(await rows(database, runs)) == 10
+    assert len(await rows(database, messages)) == 20
+    assert {row["agent_id"]: row["runs"] for row in await rows(database, usage_daily)} == {
+        talk.agent: 2 for talk in talks
+    }
+
+
+async def test_what_the_database_will_never_take_is_set_aside_and_replayed(
+    bus: Bus, database: Database
+):
+    """A time that no number of the database holds; beside it, everything is archived."""
+    talk = await converse(bus, 2)
+    journal = f"j:{{p{keys.partition(talk.key)}}}"
+    *_, (_, fields) = await bus.client.xrange(journal)
+    await bus.client.xadd(journal, {**fields, b"run": "r-bad", b"created_ms": str(2**70)})
+    node = archiver(bus, database)
+    await node.archive()
+    assert len(await texts(database, talk)) == 4
+    state = await bus.journal.state()
+    assert (state.entries, state.dead) == (0, 1)
+    [letter] = await bus.journal.dead(10)
+    assert letter.fields["run"] == "r-bad"
+    assert letter.why
+    assert await bus.journal.replay([letter.id]) == 1
+    state = await bus.journal.state()
+    assert (state.entries, state.dead) == (1, 0)
+    await node.archive()
+    assert (await bus.journal.state()).dead == 1, "nothing was mended"
+
+
+async def test_an_entry_that_nobody_understands_is_set_aside(bus: Bus, database: Database):
+    talk = await converse(bus, 1)
+    await bus.client.xadd("j:{p7}", {"entry": "of a later version"})
+    await archiver(bus, database).archive()
+    assert len(await texts(database, talk)) == 2
+    [letter] = await bus.journal.dead(10)
+    assert letter.id.partition == 7
+    assert letter.fields["entry"] == "of a later version"
+    assert isinstance(letter.id, EntryId)
+
+
+async def test_an_old_schema_is_refused_and_migrated_only_where_that_is_wanted(database_url: str):
+    """A gateway of another version may be using it."""
+
+    def opened(*, migrates: bool) -> Any:
+        return open_archive(
+            database_url, Limits(), migrates=migrates, now_ms=lambda: 0, report=report
+        )
+
+    with pytest.raises(UnusableDatabase, match="gateway migrate"):
+        async with opened(migrates=False):
+            pass
+    async with opened(migrates=True) as archive:
+        await archive.database.check()
+    async with opened(migrates=False) as archive:
+        await archive.database.check()
+
+
+async def test_a_database_that_is_away_at_the_start_may_come_later(tmp_path):
+    """Guarantee 8: the gateway starts all the same, and says that it is not ready."""
+    url = f"postgresql://nobody@/history?host={tmp_path}"
+    async with open_archive(
+        url, Limits(), migrates=True, now_ms=lambda: 0, report=report
+    ) as archive:
+        with pytest.raises(Unavailable):
+            await archive.database.check()
