@@ -19,7 +19,7 @@ from support.witness import PROCESS_NAME
 DEMO = "gateway.agents.demo:agent"
 COUNTING = "support.agents:counting"
 _TESTS = Path(__file__).parent.parent  # so that a worker finds support.agents
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 40.0
 _STOP_TIMEOUT_S = 20.0
 
 
