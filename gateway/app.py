@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -30,7 +31,7 @@ from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
-from gateway.session.errors import Unavailable
+from gateway.session.errors import CannotStart, Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
@@ -83,24 +84,47 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
         await client.aclose()
 
 
-@asynccontextmanager
-async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
-    """The archive on the configured database, or on a file in the data directory.
+HISTORY_FILE = "history.db"
+"""In the data directory, where no `DATABASE_URL` is set."""
 
-    The schema of our own file is kept up to date; that of a configured database only if so asked,
-    since gateways of several versions may use it.
+
+def history_place(settings: Settings) -> str | Path:
+    """The archive's database: a URL, or a file of ours.
 
     Raises:
-        UnusableDatabase: with one line for a person.
+        CannotStart: with one line for a person.
+    """
+    if settings.database_url is not None:
+        return settings.database_url
+    folder = settings.data_dir.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"GATEWAY_DATA_DIR={folder}: {error.strerror}") from None
+    return folder / HISTORY_FILE
+
+
+@asynccontextmanager
+async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+    """The archive on its database, with the schema that is needed if it answers.
+
+    Our own file is brought up to date, a configured database only when that is asked for, since
+    gateways of several versions may use it.
+
+    Raises:
+        CannotStart: with one line for a person.
     """
     from gateway.archive import archive  # and SQLAlchemy with it: a worker starts without
 
-    own = settings.database_url is None
-    if own:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    url = settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'history.db'}"
-    migrates = own or settings.database_migrate
-    async with archive.open_archive(url, limits, migrates=migrates, now_ms=now_ms) as opened:
+    async with archive.open_archive(
+        history_place(settings),
+        limits,
+        migrates=settings.database_url is None or settings.database_migrate,
+        now_ms=now_ms,
+        retention_days=settings.retention_days,
+        retention_tenants=settings.retention_tenants,
+        report=report,
+    ) as opened:
         yield opened
 
 
@@ -126,6 +150,7 @@ class Node:
         """
         self.node_id = uuid7(now_ms())
         self._bus = bus
+        self._archive = archive
         self._telemetry = telemetry = Telemetry(version=__version__)
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
@@ -227,6 +252,7 @@ class Node:
             self._sweep.run(),
             self._endings.run(),
             self._archiver.run(),
+            self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
         ]

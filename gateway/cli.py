@@ -110,6 +110,17 @@ def chat(
 
 
 @app.command()
+def migrate(
+    to: Annotated[
+        str, typer.Option(help="A version to go up or down to; `base` removes all history.")
+    ] = "",
+) -> None:
+    """Brings the history's database to the version that this gateway needs."""
+    settings, _ = _settings()
+    _start(settings, lambda: _migrate(settings, to))
+
+
+@app.command()
 def config() -> None:
     """Prints the effective settings, and checks them. Secrets are masked."""
     from gateway.archive.database import Database
@@ -127,11 +138,14 @@ def config() -> None:
         _fail(str(error))
     for name, value in settings.model_dump().items():
         alias = str(Settings.model_fields[name].validation_alias)
-        if name.endswith("_url"):
-            value = mask(value or "")
+        if isinstance(value, dict):
+            days = cast("dict[str, int]", value)
+            value = ",".join(f"{tenant}={count}" for tenant, count in days.items())
         elif isinstance(value, frozenset):
             value = ",".join(sorted(cast("frozenset[str]", value)))
-        typer.echo(f"{alias}={value}")
+        elif name.endswith("_url") and value:
+            value = mask(value)
+        typer.echo(f"{alias}={'' if value is None else value}")
     for name in Limits.__dataclass_fields__:
         typer.echo(f"GATEWAY_LIMIT_{name.upper()}={getattr(limits, name)}")
 
@@ -271,6 +285,20 @@ async def _worker(
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone, stopper)
     async with redis_url(settings) as url, open_bus(url, limits) as bus:
         await serve_agent(bus, limits, agent, slots=slots, grace_s=grace_s, on_stop=stopper.on_stop)
+
+
+async def _migrate(settings: Settings, to: str) -> None:
+    from gateway.app import history_place
+    from gateway.archive.database import Database
+    from gateway.archive.migrate import migrate
+    from gateway.archive.schema import VERSION
+
+    database = Database(history_place(settings))
+    try:
+        before, after = await migrate(database, to or VERSION)
+    finally:
+        await database.close()
+    typer.echo(f"{database.where}: from {before or 'nothing'} to {after or 'nothing'}")
 
 
 def _parent_is_gone(stopper: _Stopper) -> None:

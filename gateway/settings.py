@@ -7,13 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, create_model, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 
 LIMIT_PREFIX = "GATEWAY_LIMIT_"
+_MOST_DAYS = 36_500
 
 Dependency = Literal["redis", "database"]
 """What readiness looks at."""
@@ -21,6 +22,19 @@ Dependency = Literal["redis", "database"]
 
 class SettingsError(CannotStart):
     """A setting is wrong; the message has one line for each, for a person."""
+
+
+def _tenant_days(value: object) -> object:
+    """`acme=30,other=365` as a table."""
+    if not isinstance(value, str):
+        return value
+    days: dict[str, int] = {}
+    for pair in filter(None, map(str.strip, value.split(","))):
+        tenant, _, count = pair.partition("=")
+        if not tenant or not count.isdecimal() or not 1 <= int(count) <= _MOST_DAYS:
+            raise ValueError("must be tenants and days, at least 1, as in acme=30,other=365")
+        days[tenant] = int(count)
+    return days
 
 
 class Settings(BaseSettings):
@@ -34,9 +48,18 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(validation_alias="GATEWAY_PORT", ge=0, le=65535)] = 8000
     data_dir: Annotated[Path, Field(validation_alias="GATEWAY_DATA_DIR")] = Path(".nooble")
     redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
-    drain_s: Annotated[float, Field(validation_alias="GATEWAY_DRAIN_S", ge=0)] = 60.0
     database_url: Annotated[str | None, Field(validation_alias="DATABASE_URL")] = None
     database_migrate: Annotated[bool, Field(validation_alias="GATEWAY_DATABASE_MIGRATE")] = False
+    retention_days: Annotated[
+        int | None, Field(validation_alias="GATEWAY_RETENTION_DAYS", ge=1, le=_MOST_DAYS)
+    ] = None
+    retention_tenants: Annotated[
+        dict[str, int],
+        NoDecode,
+        BeforeValidator(_tenant_days),
+        Field(validation_alias="GATEWAY_RETENTION_TENANTS"),
+    ] = {}
+    drain_s: Annotated[float, Field(validation_alias="GATEWAY_DRAIN_S", ge=0)] = 60.0
     readiness_requires: Annotated[
         frozenset[Dependency], NoDecode, Field(validation_alias="READINESS_REQUIRES")
     ] = frozenset(("redis", "database"))

@@ -1,24 +1,31 @@
 """All parts of the archive on one database."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-from loguru import logger
-
-from gateway.archive.database import Database, old_schema, schema_version
-from gateway.archive.errors import HistoryAway, UnusableDatabase
+from gateway.archive.database import Database
+from gateway.archive.migrate import prepare
 from gateway.archive.reader import Reader
-from gateway.archive.schema import VERSION
+from gateway.archive.retention import Retention
 from gateway.archive.writer import Writer
 from gateway.session.model import Limits
 
 
 class Archive:
-    """The way in and the way out."""
+    """The way in, the way out, and what is thrown away."""
 
-    def __init__(self, database: Database, limits: Limits, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        limits: Limits,
+        retention: Retention,
+        *,
+        now_ms: Callable[[], int],
+    ) -> None:
         """`database` stays the caller's. A session is made live again within its `limits`."""
         self.database = database
+        self.retention = retention
         self.writer = Writer(database)
         self.history = Reader(
             database,
@@ -30,7 +37,14 @@ class Archive:
 
 @asynccontextmanager
 async def open_archive(
-    url: str, limits: Limits, *, migrates: bool, now_ms: Callable[[], int]
+    url: str | Path,
+    limits: Limits,
+    *,
+    migrates: bool,
+    now_ms: Callable[[], int],
+    report: Callable[[str, Exception], None],
+    retention_days: int | None = None,
+    retention_tenants: Mapping[str, int] | None = None,
 ) -> AsyncGenerator[Archive]:
     """The archive on a database, which may be away now and come later.
 
@@ -41,25 +55,14 @@ async def open_archive(
     """
     database = Database(url)
     try:
-        await _prepare(database, migrates=migrates)
-        yield Archive(database, limits, now_ms=now_ms)
+        await prepare(database, migrates=migrates)
+        retention = Retention(
+            database,
+            days=retention_days,
+            tenants=retention_tenants or {},
+            now_ms=now_ms,
+            report=report,
+        )
+        yield Archive(database, limits, retention, now_ms=now_ms)
     finally:
         await database.close()
-
-
-async def _prepare(database: Database, *, migrates: bool) -> None:
-    try:
-        async with database.reading() as connection:
-            version = await schema_version(connection)
-    except HistoryAway as error:
-        logger.bind(error=error.why).warning(
-            "the database does not answer; history waits in Redis until it does"
-        )
-        return
-    if version >= VERSION:
-        return
-    if not migrates:
-        raise UnusableDatabase(f"{database.where}: {old_schema(version)}")
-    from gateway.archive.migrate import migrate  # and Alembic with it, which is seldom needed
-
-    await migrate(database)

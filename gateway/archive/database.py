@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -14,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from gateway.archive.errors import HistoryAway, UnusableDatabase
+from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
@@ -47,18 +48,25 @@ class Database:
     """One engine. What is done within `reading` or `writing` is one transaction.
 
     Attributes:
-        where: the setting, for messages: its password is masked.
+        where: the setting or the file, for messages; a password is masked.
         breaker: opened by a streak of calls that the database did not answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, place: str | Path) -> None:
         """Connects to nothing yet.
+
+        Args:
+            place: a `DATABASE_URL`, or the path of an SQLite file.
 
         Raises:
             UnusableDatabase: for another scheme, or an unreadable URL.
         """
-        parsed = _parse(url)
-        self.where = f"DATABASE_URL={parsed.render_as_string(hide_password=True)}"
+        if isinstance(place, Path):
+            parsed = URL.create("sqlite", database=str(place))
+            self.where = str(place)
+        else:
+            parsed = _parse(place)
+            self.where = f"DATABASE_URL={parsed.render_as_string(hide_password=True)}"
         self._engine = _sqlite(parsed) if parsed.drivername == "sqlite" else _postgresql(parsed)
         self.breaker = Breaker(
             time.monotonic,
@@ -121,7 +129,7 @@ class Database:
         async with self._asking(_CHECK_TIMEOUT_S, probe=True) as connection:
             version = await schema_version(connection)
         if version < VERSION:
-            raise HistoryAway(old_schema(version))
+            raise OldSchema(version)
         if self._refusal:
             # Reading works when the disk is full, so only a write can tell. While others write and
             # are refused, this is known.
@@ -156,7 +164,7 @@ class Database:
         self._answered()
 
     def _note(self, fault: Fault, *, writes: bool) -> None:
-        if writes and not fault.for_ever:
+        if writes and fault.only_writes:
             if self._refusal != fault.why:
                 logger.bind(error=fault.why).warning("history cannot be written; it waits in Redis")
             self._refusal, self._refused_at = fault.why, time.monotonic()
@@ -194,12 +202,6 @@ async def schema_version(connection: AsyncConnection) -> str:
         return plain.scalar(text("SELECT version_num FROM alembic_version")) or ""
 
     return await connection.run_sync(read)
-
-
-def old_schema(version: str) -> str:
-    """What is to be said about a database that is behind the code."""
-    found = f"is at version {version}" if version else "has no tables"
-    return f"the database {found}, but {VERSION} is needed: run `gateway migrate`"
 
 
 async def hold(connection: AsyncConnection, lock: int, *, shared: bool = False) -> None:

@@ -1,5 +1,6 @@
 """What the archive cannot do: now (the database's fault), or ever (the record's)."""
 
+from gateway.archive.schema import VERSION
 from gateway.session.errors import CannotStart, Unavailable
 
 
@@ -21,6 +22,15 @@ class HistoryAway(Unavailable):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.why!r})"
+
+
+class OldSchema(HistoryAway):
+    """It has not been migrated."""
+
+    def __init__(self, version: str) -> None:
+        """`version` is where it stands; empty where it has no tables."""
+        found = f"is at version {version}" if version else "has no tables"
+        super().__init__(f"the database {found}, {VERSION} is needed: run `gateway migrate`")
 
 
 class BadRecord(Exception):

@@ -46,11 +46,13 @@ class Fault:
         why: the database's words, in one line.
         answered: the database is there, and says no.
         for_ever: it will never take this.
+        only_writes: reading may well go on.
     """
 
     why: str
     answered: bool
     for_ever: bool = False
+    only_writes: bool = False
 
     def error(self) -> Exception:
         """What is raised instead."""
@@ -74,13 +76,13 @@ def understand(error: Exception) -> Fault:
         if state.startswith(_NEVER):
             return Fault(why, answered=True, for_ever=True)
         away = state.startswith(_NO_ANSWER) or state == _TOO_MANY_CONNECTIONS
-        return Fault(why, answered=not away)
+        return Fault(why, answered=not away, only_writes=not away)
     code = getattr(origin, "sqlite_errorcode", None)
     if code is not None:
         code &= 0xFF
         if code in _SQLITE_NEVER:
             return Fault(why, answered=True, for_ever=True)
-        return Fault(why, answered=code in _SQLITE_ANSWERS)
+        return Fault(why, answered=code in _SQLITE_ANSWERS, only_writes=True)
     if isinstance(origin, sqlite3.DataError):  # larger than a string may be
         return Fault(why, answered=True, for_ever=True)
     return Fault(why, answered=False)

@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from loguru import logger
 from sqlalchemy.engine import Connection
 
 from gateway.archive.database import Database, schema_version
-from gateway.archive.errors import UnusableDatabase
+from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.schema import VERSION
 
 _SCRIPTS = Path(__file__).parent / "migrations"
@@ -23,6 +20,10 @@ async def migrate(database: Database, version: str = VERSION) -> tuple[str, str]
     Raises:
         UnusableDatabase: with one line for a person.
     """
+    from alembic import command  # which is seldom needed, and slow to come
+    from alembic.config import Config
+    from alembic.util import CommandError
+
     async with database.migrating() as connection:
         before = await schema_version(connection)
         down = version == "base" or version < before
@@ -40,3 +41,23 @@ async def migrate(database: Database, version: str = VERSION) -> tuple[str, str]
     if before != after:
         logger.bind(before=before, after=after).info("the history's schema has been migrated")
     return before, after
+
+
+async def prepare(database: Database, *, migrates: bool) -> None:
+    """What a process does with its database at the start. One that is away is waited for later.
+
+    Args:
+        database: may be away.
+        migrates: an old schema is brought up to date.
+
+    Raises:
+        UnusableDatabase: the schema is old, and stays so.
+    """
+    try:
+        await database.check()
+    except OldSchema as error:
+        if not migrates:
+            raise UnusableDatabase(f"{database.where}: {error.why}") from None
+        await migrate(database)
+    except HistoryAway as error:
+        logger.bind(error=error.why).warning("the history does not answer; what comes waits")

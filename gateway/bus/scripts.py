@@ -21,6 +21,7 @@ from redis.exceptions import (
     MovedError,
     NoScriptError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
 )
@@ -32,7 +33,7 @@ from protocol.codes import ErrorCode
 
 Argument = str | bytes | int | float
 
-FAULTS = (RedisError, OSError)
+FAULTS = (RedisError, RedisClusterException, OSError)
 """Faults of Redis or of the way to it: what was asked may or may not have happened."""
 
 _THRESHOLD = 2

@@ -113,7 +113,7 @@ class RedisSessions:
         )
         runs = [
             RunInfo(run_id.decode(), status.decode())
-            for run_id, status in zip(answer[14::2], answer[15::2], strict=True)
+            for run_id, status in zip(answer[15::2], answer[16::2], strict=True)
         ]
         return SessionView(
             key=key,
@@ -131,6 +131,7 @@ class RedisSessions:
             created=bool(created),
             homed=bool(homed),
             on_detach="cancel" if answer[11] == b"cancel" else "continue",
+            metadata=answer[14],
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:

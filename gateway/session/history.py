@@ -162,7 +162,7 @@ def _unarchived(view: SessionView) -> SessionRecord:
         user=view.user,
         agent=view.agent,
         status="active",
-        metadata=b"{}",
+        metadata=view.metadata,
         on_detach=view.on_detach,
         created_ms=view.created_ms,
         active_ms=view.created_ms,

@@ -85,6 +85,7 @@ class SessionView:
         created: True when this very call created it.
         homed: True when this very call made the caller its home.
         on_detach: what happens to its runs when nobody follows it for the resume grace.
+        metadata: what it was created with, as JSON.
     """
 
     key: SessionKey
@@ -102,6 +103,7 @@ class SessionView:
     created: bool = False
     homed: bool = False
     on_detach: OnDetach = "continue"
+    metadata: bytes = b"{}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """What is broken: two nodes, three workers, one Redis, and a bad network for each of them."""
 
 import asyncio
-import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,7 +88,7 @@ class Fleet:
             AssertionError: it did not end, or not with 0.
         """
         process = self.process(name)
-        process.signal(signal.SIGTERM)
+        process.terminate()
         code = await asyncio.to_thread(process.popen.wait, _DRAIN_TIMEOUT_S)
         assert code == 0, f"{name} ended with {code}:\n{process.output()[-2000:]}"
 

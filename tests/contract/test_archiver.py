@@ -11,6 +11,7 @@ from support.bus import running_bus
 from support.history import everything, rows
 from support.talk import Talk
 
+from gateway.app import report
 from gateway.archive.archive import open_archive
 from gateway.archive.archiver import Archiver
 from gateway.archive.database import Database
@@ -164,7 +165,9 @@ async def test_an_old_schema_is_refused_and_migrated_only_where_that_is_wanted(d
     """A gateway of another version may be using it."""
 
     def opened(*, migrates: bool) -> Any:
-        return open_archive(database_url, Limits(), migrates=migrates, now_ms=lambda: 0)
+        return open_archive(
+            database_url, Limits(), migrates=migrates, now_ms=lambda: 0, report=report
+        )
 
     with pytest.raises(UnusableDatabase, match="gateway migrate"):
         async with opened(migrates=False):
@@ -178,6 +181,8 @@ async def test_an_old_schema_is_refused_and_migrated_only_where_that_is_wanted(d
 async def test_a_database_that_is_away_at_the_start_may_come_later(tmp_path):
     """Guarantee 8: the gateway starts all the same, and says that it is not ready."""
     url = f"postgresql://nobody@/history?host={tmp_path}"
-    async with open_archive(url, Limits(), migrates=True, now_ms=lambda: 0) as archive:
+    async with open_archive(
+        url, Limits(), migrates=True, now_ms=lambda: 0, report=report
+    ) as archive:
         with pytest.raises(Unavailable):
             await archive.database.check()

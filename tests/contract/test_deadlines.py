@@ -6,11 +6,12 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from support.bus import QUICK, connected_bus
+from support.bus import QUICK, archive_all, connected_bus
 from support.talk import Talk
 
 from gateway.bus import keys
 from gateway.bus.bus import Bus
+from gateway.session.archive import SessionOver
 from gateway.session.errors import Fenced, Refused
 from gateway.session.model import AgentInfo, WorkerInfo
 from protocol.codes import ErrorCode
@@ -98,14 +99,15 @@ async def test_a_lost_worker_after_the_first_event_ends_the_run(talk: Talk) -> N
         await talk.append(lost, 2, "C")
 
 
-async def test_a_worker_that_comes_back_in_time_keeps_its_run(talk: Talk) -> None:
+async def test_a_worker_that_comes_back_in_time_keeps_its_run(redis_url: str, talk: Talk) -> None:
     claim = await talk.running()
     await talk.append(claim, 0, "A")
     advanced = await talk.advance("lease")
     await talk.append(claim, 1, "B")
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, advanced)
-    await talk.bus.runs.renew([(claim.ref, claim.attempt)])
+    async with connected_bus(redis_url) as patient:  # a lease that does not pass under our hands
+        await patient.runs.renew([(claim.ref, claim.attempt)])
     moved = replace(advanced, ordinal=2)  # the right fence, but the deadline is no longer due
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, moved)
@@ -146,6 +148,7 @@ async def test_an_unanswered_question_expires_and_the_next_run_begins(talk: Talk
 async def test_a_session_expires_once_when_its_home_is_gone(redis_url: str, talk: Talk) -> None:
     """Guarantee 9: counted by one node, which is told again when it did not hear the answer."""
     await talk.bus.deadlines.beat("one node")
+    await archive_all(talk.bus)
     due = await talk.due("expiry")
     async with connected_bus(redis_url, QUICK) as other_node:
         await other_node.deadlines.beat("another node")
@@ -162,6 +165,7 @@ async def test_a_session_expires_once_when_its_home_is_gone(redis_url: str, talk
 
 async def test_of_many_nodes_one_makes_a_session_expire(redis_url: str, talk: Talk) -> None:
     """Guarantee 9."""
+    await archive_all(talk.bus)
     due = await talk.due("expiry")
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(connected_bus(redis_url, QUICK)) for _ in range(4)]
@@ -170,6 +174,43 @@ async def test_of_many_nodes_one_makes_a_session_expire(redis_url: str, talk: Ta
         advances = await asyncio.gather(*(node.deadlines.advance(due) for node in nodes * 5))
     counted = {number % 4 for number, advanced in enumerate(advances) if advanced.completed}
     assert len(counted) == 1
+
+
+async def test_a_session_expires_only_when_the_archive_has_it(talk: Talk) -> None:
+    """Guarantee 8: it would be lost, if the database is away, or opened again without its end."""
+    await archive_all(talk.bus)
+    await talk.open()
+    await talk.finish(await talk.running())
+    for _ in range(2):
+        assert not (await talk.advance("expiry")).completed
+        assert await talk.state() == "idle"
+    [entry] = await talk.entries()
+    await talk.bus.journal.forget([entry.id])
+    assert (await talk.advance("expiry")).completed
+    [over] = await talk.journal()
+    assert isinstance(over, SessionOver)
+    assert (over.user, over.status) == (talk.user, "expired")
+
+
+async def test_others_do_not_keep_a_session_from_expiring(quick_bus: Bus) -> None:
+    """The journal of a partition is never empty when there is much to do."""
+    talk = Talk(quick_bus)
+    await talk.open()
+    await archive_all(quick_bus)
+    while keys.partition((other := Talk(quick_bus)).key) != keys.partition(talk.key):
+        pass
+    await other.open()
+    assert (await talk.advance("expiry")).completed
+    assert not (await other.advance("expiry")).completed
+
+
+async def test_an_entry_that_is_set_aside_keeps_no_session(quick_bus: Bus) -> None:
+    talk = Talk(quick_bus)
+    await archive_all(quick_bus)
+    await talk.open()
+    [begun] = await talk.entries()
+    await quick_bus.journal.bury(begun.id, "no")
+    assert (await talk.advance("expiry")).completed
 
 
 async def test_an_open_run_asks_for_a_home(redis_url: str, quick_bus: Bus) -> None:
@@ -258,12 +299,13 @@ async def test_nodes_that_end_a_run_at_the_same_time_do_not_fence_off_each_other
 
 
 async def test_a_session_that_was_followed_for_long_lives_on_when_it_is_left(
-    quick_bus: Bus,
+    redis_url: str, quick_bus: Bus
 ) -> None:
     await quick_bus.deadlines.beat("node-a")
     talk = Talk(quick_bus)
     await talk.open()
     await talk.due("expiry")  # a socket was there all the time
-    await quick_bus.sessions.leave(talk.key, talk.node, counted_seq=0)
+    async with connected_bus(redis_url) as patient:
+        await patient.sessions.leave(talk.key, talk.node, counted_seq=0)
     dues = await quick_bus.deadlines.due(1000)
     assert "expiry" not in {due.kind for due in dues if due.ref.session == talk.key}

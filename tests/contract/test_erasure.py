@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support.bus import archive_all
 from support.talk import Talk
 
 from gateway.bus import keys
@@ -199,7 +200,7 @@ async def test_a_user_without_living_sessions_leaves_nothing_behind(bus: Bus) ->
 async def test_a_session_that_expired_is_found_no_more(quick_bus: Bus) -> None:
     talk = Talk(quick_bus, user="sleeper")
     await talk.open()
-    await talk.archive()
+    await archive_all(quick_bus)
     assert (await talk.advance("expiry")).completed
     assert await quick_bus.erasure.sessions_of("acme", "sleeper") == []
 

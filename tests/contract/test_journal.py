@@ -5,7 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.bus import connected_bus
+from support.bus import archive_all, connected_bus
 from support.talk import Talk, event
 
 from gateway.bus import keys
@@ -195,7 +195,7 @@ async def test_many_partitions_in_one_call(bus: Bus) -> None:
     talks = [Talk(bus) for _ in range(20)]
     for talk in talks:
         await talk.open()
-    await empty(bus)
+    await archive_all(bus)
     for talk in talks:
         await talk.finish(await talk.running())
         await talk.finish(await talk.running())
@@ -225,16 +225,10 @@ async def test_what_is_no_entry_is_told_to_be_none(talk: Talk) -> None:
 # --- its bound ------------------------------------------------------------------------------------
 
 
-async def empty(bus: Bus) -> None:
-    """Forgets what other tests left."""
-    while read := await bus.journal.read(range(keys.PARTITIONS), 1000):
-        await bus.journal.forget([entry.id for entry in read])
-
-
 async def test_past_its_bound_nothing_new_is_taken_and_nothing_is_dropped(redis_url: str) -> None:
     """Guarantee 8."""
     async with connected_bus(redis_url, Limits(journal_bytes=6000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         first = await talk.message("known", frame_id="m1")
@@ -266,7 +260,7 @@ async def test_past_its_bound_nothing_new_is_taken_and_nothing_is_dropped(redis_
 
 async def test_past_its_bound_tool_results_are_refused(redis_url: str) -> None:
     async with connected_bus(redis_url, Limits(journal_bytes=3000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         await talk.finish(await talk.running("y" * 3000), kind="I", pending_tools=["t1"])
@@ -279,7 +273,7 @@ async def test_past_its_bound_tool_results_are_refused(redis_url: str) -> None:
 
 async def test_a_bound_is_of_one_partition(redis_url: str) -> None:
     async with connected_bus(redis_url, Limits(journal_bytes=3000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         await talk.finish(await talk.running("y" * 3000))
@@ -330,7 +324,7 @@ async def test_what_is_buried_waits_elsewhere_until_it_is_replayed(talk: Talk) -
 
 async def test_what_is_buried_is_counted_no_more_until_it_is_back(redis_url: str) -> None:
     async with connected_bus(redis_url, Limits(journal_bytes=100_000)) as bus:
-        await empty(bus)
+        await archive_all(bus)
         talk = Talk(bus)
         await talk.open()
         await talk.finish(await talk.running("y" * 50_000))

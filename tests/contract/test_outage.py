@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from loguru import logger
 from support.bus import connected_bus
+from support.net import free_port
 from support.server import RedisServer
 from support.talk import Talk
 
@@ -16,7 +18,8 @@ from gateway.bus.connection import in_time
 from gateway.session.breaker import BreakerState
 from gateway.session.errors import Unavailable
 
-BOUND_S = 3.5
+BOUND_S = 6.0
+"""A call is waited for for 3 s; on a busy machine the rest takes long, too."""
 
 
 @pytest.fixture
@@ -43,6 +46,11 @@ async def refused(bus: Bus) -> float:
     return time.monotonic() - began
 
 
+async def refused_at_once(bus: Bus) -> bool:
+    """Nobody waits, but for the one who now and then asks Redis again."""
+    return min([await refused(bus) for _ in range(3)]) < 0.1
+
+
 async def test_a_stalled_server_is_waited_for_once_and_then_not_at_all(
     server: RedisServer, bus: Bus
 ) -> None:
@@ -51,12 +59,11 @@ async def test_a_stalled_server_is_waited_for_once_and_then_not_at_all(
     waits = await asyncio.gather(*(refused(bus) for _ in range(200)))  # more than connections
     assert max(waits) < BOUND_S
     assert bus.scripts.breaker.state is BreakerState.OPEN
-    assert await refused(bus) < 0.05
-    assert (await asyncio.gather(refused(bus), refused(bus)))[0] < 0.05
+    assert await refused_at_once(bus)
 
-    with pytest.raises(Unavailable):  # it asks all the same, and holds back who would ask as well
+    with pytest.raises(Unavailable):  # it asks all the same
         await bus.deadlines.beat("node")
-    assert await refused(bus) < 0.05
+    assert await refused_at_once(bus)
 
     server.resume()
     await bus.deadlines.beat("node")
@@ -69,8 +76,8 @@ async def test_a_dead_server_is_known_to_be_dead(server: RedisServer, bus: Bus) 
     await talk.open()
     server.kill()
     for _ in range(2):
-        assert await refused(bus) < 1
-    assert await refused(bus) < 0.05
+        assert await refused(bus) < 2
+    assert await refused_at_once(bus)
     with pytest.raises(Unavailable):
         await bus.deadlines.due(10)
     with pytest.raises(Unavailable):
@@ -86,7 +93,7 @@ async def test_without_a_beat_somebody_tries_now_and_then(server: RedisServer, b
     for _ in range(2):
         await refused(bus)
     server.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             try:
                 await bus.runs.take("nobody", 1)
@@ -103,6 +110,14 @@ async def test_a_restart_within_the_repetitions_is_no_outage(server: RedisServer
     server.start()
     assert await asyncio.gather(*(bus.runs.take("nobody", 1) for _ in range(30))) == [[]] * 30
     assert bus.scripts.breaker.failures == 0
+
+
+async def test_a_cluster_of_which_no_server_answers_is_unavailable() -> None:
+    """Redis-py has an exception for it that is none of its own family."""
+    async with connected_bus(f"redis+cluster://127.0.0.1:{free_port()}") as bus:
+        for _ in range(3):
+            await refused(bus)
+        assert bus.scripts.breaker.state is BreakerState.OPEN
 
 
 async def test_refusals_are_answers(bus: Bus) -> None:
@@ -167,10 +182,19 @@ async def test_a_call_given_up_while_it_waits_for_replicas_leaves_nothing_behind
         with pytest.raises(Unavailable):  # the server knows the script from now on
             await talks[0].message()
 
+        async def written(talk: Talk) -> None:
+            while await talk.state() == "idle":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        async def say(talk: Talk) -> None:
+            with suppress(Unavailable):  # a second has passed already
+                await talk.message()
+
         async def give_up(talk: Talk) -> None:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await talk.message()
+            async with asyncio.TaskGroup() as group:
+                message = group.create_task(say(talk))
+                await written(talk)
+                message.cancel()
 
         await asyncio.gather(*(give_up(talk) for talk in talks[1:]))
         for _ in range(5):

@@ -32,6 +32,7 @@ async def test_it_goes_on_where_it_was(bus: Bus) -> None:
     view = await talk.open(agent=None, recalled=recalled())
     assert (view.created, view.homed, view.made_here) == (True, True, True)
     assert (view.agent, view.on_detach, view.state) == ("old-agent", "cancel", "idle")
+    assert view.metadata == b'{"plan":"gold"}'
     source = await bus.sessions.snapshot(talk.key)
     assert source is not None
     assert source.messages == [message(number) for number in range(3)]

@@ -114,7 +114,7 @@ async def test_nothing_is_acknowledged_while_the_replica_is_away(stuck: Pair) ->
                 began = time.monotonic()
                 with pytest.raises(Unavailable):
                     await say(command, talk)
-                assert 0.9 < time.monotonic() - began < 3
+                assert 0.9 < time.monotonic() - began < 6
 
         await asyncio.gather(*(refused(each) for each in ("message", "cancel", "close")))
 
@@ -126,6 +126,7 @@ async def test_once_it_is_confirmed_a_repetition_is_a_duplicate(stuck: Pair) -> 
         with pytest.raises(Unavailable):
             await talk.message(frame_id="m1")
         replica.go_on()
+        until(lambda: replica.in_step_with(primary))
         assert (await talk.message(frame_id="m1")).status == "duplicate"
         assert len((await talk.open(agent=None)).runs) == 1
 
@@ -175,7 +176,7 @@ async def test_reads_and_runs_do_not_wait_for_replicas(stuck: Pair) -> None:
         await sure_talk.append(claim, 0, "A")
         await sure_talk.finish(claim, 1)
         assert await sure_talk.kinds() == "SEF"
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9, "replicas are waited for for a second"
         with pytest.raises(Unavailable):
             await sure_talk.message()
         assert not sure.scripts.breaker.failures, "Redis answers; its breaker is not concerned"
@@ -196,7 +197,7 @@ async def test_slow_replicas_leave_connections_to_the_others(stuck: Pair) -> Non
             await asyncio.sleep(0.2)
             began = time.monotonic()
             await bus.sessions.snapshot(talk.key)
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 2, "behind them all it would have been 6 s"
             for writer in writers:
                 writer.cancel()
 

@@ -12,7 +12,7 @@ from support.deaf import deafening
 from support.following import Client, following, until
 from support.talk import Talk
 
-from gateway.app import Node, now_ms
+from gateway.app import Node, now_ms, report
 from gateway.archive.archive import open_archive
 from gateway.bus import notices
 from gateway.bus.bus import Bus
@@ -24,6 +24,10 @@ UNCHECKED = HubTimes(check_running_s=1000, check_idle_s=1000)
 """No position checks: what is found must be found otherwise."""
 
 
+ECHO_TIMEOUT_S = 1.2
+"""Longer than a busy machine keeps a process waiting: a healthy one must not count as silent."""
+
+
 @pytest.fixture(scope="module")
 def single_url() -> Iterator[str]:
     with running_server() as url:
@@ -33,8 +37,8 @@ def single_url() -> Iterator[str]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "_PROBE_S", 0.1)
-    monkeypatch.setattr(notices, "_ECHO_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(notices, "_CONFIRM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(notices, "_ECHO_TIMEOUT_S", ECHO_TIMEOUT_S)
+    monkeypatch.setattr(notices, "_CONFIRM_TIMEOUT_S", 2.0)
 
 
 async def test_lost_pushes_show_as_a_gap_and_are_read_from_the_log(
@@ -52,9 +56,9 @@ async def test_lost_pushes_show_as_a_gap_and_are_read_from_the_log(
         await until(lambda: client.seqs == [1])
         for ordinal in (0, 3):
             way.mute()
-            dropped = way.dropped
+            way.dropped.clear()
             await talk.append(claim, ordinal, "A", "B")
-            await until(lambda dropped=dropped: way.dropped > dropped)
+            await until(lambda: b'"B"' in way.dropped)
             way.unmute()
             await talk.append(claim, ordinal + 2, "C")
             await until(lambda last=ordinal + 4: client.seqs == list(range(1, last + 1)))
@@ -107,7 +111,7 @@ async def test_a_subscriber_that_hears_is_left_alone(bus: Bus) -> None:
         await talk.open()
         client = await node.join(talk.key)
         reads_before = node.probe.facts["repaired"]
-        await asyncio.sleep(1)  # ten probes
+        await asyncio.sleep(ECHO_TIMEOUT_S + 0.5)  # a probe that does not come back would be missed
         await talk.running()
         await until(lambda: client.seqs == [1])
         assert node.probe.facts["repaired"] == reads_before, "it was restored, and so not silent"
@@ -120,7 +124,11 @@ async def test_a_node_without_its_subscriber_is_not_ready(single_url: str, tmp_p
         deafening(single_url, tmp_path) as (way, url),
         connected_bus(url) as bus,
         open_archive(
-            f"sqlite:///{tmp_path / 'history.db'}", Limits(), migrates=True, now_ms=now_ms
+            f"sqlite:///{tmp_path / 'history.db'}",
+            Limits(),
+            migrates=True,
+            now_ms=now_ms,
+            report=report,
         ) as archive,
         asyncio.TaskGroup() as tasks,
     ):

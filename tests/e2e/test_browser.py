@@ -62,8 +62,8 @@ def shown(chat: ChatPage) -> list[str]:
 
 def test_an_answer_is_streamed(chat: ChatPage, stack: Stack) -> None:
     """The words show while they come, not all at the end; the end is the whole answer."""
-    chat.say("/slow 3")
-    expect(chat.questions.locator(".text")).to_have_text("/slow 3")
+    chat.say("/slow 6")
+    expect(chat.questions.locator(".text")).to_have_text("/slow 6")
     expect(chat.answers.last).to_have_attribute("aria-busy", "true")
     first = chat.wait_for_text(5)
     second = chat.wait_for_text(len(first) + 1)
@@ -94,18 +94,19 @@ def test_stop_in_the_middle(chat: ChatPage, stack: Stack) -> None:
 
 def test_reload_in_mid_answer(chat: ChatPage, stack: Stack) -> None:
     """After a reload the answer so far is there and goes on, nothing lost or doubled."""
-    chat.say("/slow 5")
+    chat.say("/slow 60")
     before = chat.wait_for_text(20)
     session_id = chat.session_id
     chat.page.reload()
     expect(chat.answers.last).to_have_attribute("aria-busy", "true")
     after = chat.wait_for_text(len(before) + 1)
     assert after.startswith(before)
+    chat.stop.click()
     whole = chat.finished()
     assert chat.session_id == session_id
     assert whole.startswith(after)
     assert [whole] == answers(stack, session_id)
-    expect(chat.questions.locator(".text")).to_have_text(["/slow 5"])
+    expect(chat.questions.locator(".text")).to_have_text(["/slow 60"])
 
 
 def test_two_tabs_of_one_session(chat: ChatPage, browser: Browser, stack: Stack) -> None:
@@ -205,13 +206,14 @@ def test_a_failing_agent_is_shown_as_such(chat: ChatPage) -> None:
 
 def test_messages_wait_their_turn(chat: ChatPage, stack: Stack) -> None:
     """What is sent while a run is open waits visibly and is answered next, in order."""
-    chat.say("/slow 4")
+    chat.say("/slow 60")
     chat.wait_for_text(5)
     chat.say("second")
     chat.say("third")
     expect(chat.waiting.locator(".text")).to_have_text(["second", "third"])
+    chat.stop.click()
     expect(chat.answers).to_have_count(3)
-    expect(chat.questions.locator(".text")).to_have_text(["/slow 4", "second", "third"])
+    expect(chat.questions.locator(".text")).to_have_text(["/slow 60", "second", "third"])
     expect(chat.waiting).to_have_count(0)
     chat.finished()
     assert shown(chat) == answers(stack, chat.session_id)
@@ -243,7 +245,7 @@ def test_the_node_is_replaced_in_mid_answer(chat: ChatPage, stack: Stack) -> Non
     """Guarantee 7: the answer ends on the old node, the page goes on with the new one, no error."""
     chat.say("/slow 3")
     chat.wait_for_text(20)
-    stack.nodes[0].popen.terminate()
+    stack.nodes[0].terminate()
     try:
         chat.finished()
         expect(chat.status).not_to_have_attribute("data-status", "open")

@@ -84,9 +84,8 @@ async def test_an_agent_that_ignores_its_cancel_is_cut_off_and_let_go(hurried: S
         await client.until_event(*TERMINAL)
         assert client.text(ack["run_id"]) == expected(20)
         assert seqs(client.events) == list(range(1, len(client.events) + 1))
-    output = hurried.workers[0].output()
-    assert '"the agent ignores its cancellation; it was let go"' in output
-    assert '"agent_id":"unruly"' in output
+    hurried.workers[0].wait_for_line('"the agent ignores its cancellation; it was let go"')
+    assert '"agent_id":"unruly"' in hurried.workers[0].output()
 
 
 async def test_an_agent_that_blocks_its_worker_keeps_no_client_waiting(hurried: Stack) -> None:
@@ -115,7 +114,7 @@ async def test_a_worker_stops_although_an_agent_does_not(hurried: Stack) -> None
     async with socket(hurried.ws_of()) as client:
         await client.open(agent="unruly")
         await begun(client, "hold")
-        worker.popen.terminate()
+        worker.terminate()
         end = await client.until_event(*TERMINAL)
         assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
-        assert worker.stop() == 0
+        assert worker.popen.wait(20) == 0

@@ -175,13 +175,16 @@ def test_a_refused_message_can_be_sent_again(chat: ChatPage) -> None:
 def test_goaway_is_honoured(chat: ChatPage) -> None:
     """A draining node says when to come back, and the page comes back then, and says so."""
     peer = Peer(chat)
+    chat.page.clock.install()
     peer.start()
     chat.connected()
-    peer.send(type="goaway", reason="draining", reconnect_in_ms=1500)
+    chat.page.clock.pause_at("2100-01-01")
+    peer.send(type="goaway", reason="draining", reconnect_in_ms=15_000)
     peer.sockets[-1].close(code=1012)
     expect(chat.status).to_contain_text("Reconnecting in")
-    chat.page.wait_for_timeout(700)  # nothing to await: it must not come yet
+    chat.page.clock.run_for(14_000)
     assert len(peer.sockets) == 1
+    chat.page.clock.run_for(2_000)
     peer.wait_for("open", connection=1)
     chat.connected()
 

@@ -86,8 +86,8 @@ async def test_two_clients_see_one_streamed_answer_and_the_metrics_tell_the_trut
 async def test_a_joiner_in_mid_answer_gets_a_snapshot_and_the_rest(stack: Stack) -> None:
     async with socket(stack.ws_of()) as first, socket(stack.ws_of()) as late:
         await first.open(agent="demo")
-        await first.ask("message", content="tell me about joiners")
-        while len(first.events) < 30:
+        await first.ask("message", content="/slow 60")
+        while len(first.events) < 10:
             await first.receive()
         await late.open(session_id=first.session_id)
         assert late.snapshot is not None
@@ -96,6 +96,7 @@ async def test_a_joiner_in_mid_answer_gets_a_snapshot_and_the_rest(stack: Stack)
         assert kinds.count("TEXT_MESSAGE_CONTENT") == 1, "adjacent deltas are merged"
         so_far = late.snapshot["events"][kinds.index("TEXT_MESSAGE_CONTENT")]["delta"]
         assert late.opened["state"] == "running"
+        await first.ask("cancel")
         for client in (first, late):
             await client.until_event(*TERMINAL)
         assert so_far + late.text() == first.text()

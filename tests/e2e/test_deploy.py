@@ -10,7 +10,7 @@ from support.stack import COUNTING, Stack
 
 from gateway.client import Session, connect
 from gateway.client.keeper import Lost
-from protocol.cursor import Deliver, Replace
+from protocol.cursor import Attached, Deliver, Replace
 
 ACTIVE = 'nooble_orchestrator_sessions_active{tenant_id="default"}'
 GONE = 1006
@@ -18,7 +18,12 @@ RESTARTS = 1012
 
 
 class Watcher:
-    """What a client was told, from the first moment on."""
+    """What a client was told, from the first moment on.
+
+    Attributes:
+        lost: connections that were attached; an attempt that the balancer sent to a node that had
+            just begun to drain is none.
+    """
 
     def __init__(self, session: Session) -> None:
         """Before the first `await` in the session's context."""
@@ -27,7 +32,8 @@ class Watcher:
         self.events = session.events()
         self.seqs: list[int] = []
         self.replaced = 0
-        self.lost: list[int] = []
+        self.lost: list[Lost] = []
+        self._attached = True
 
     async def watch(self) -> None:
         """Reads until the session is left."""
@@ -37,8 +43,11 @@ class Watcher:
                     self.seqs.append(seq)
                 case Replace():
                     self.replaced += 1
-                case Lost(code=code):
-                    self.lost.append(code)
+                case Attached():
+                    self._attached = True
+                case Lost() if self._attached:
+                    self._attached = False
+                    self.lost.append(happening)
                 case _:
                     pass
 
@@ -52,6 +61,7 @@ class Watcher:
 async def test_a_node_killed_in_the_middle_of_many_answers_costs_no_event(folder: Path) -> None:
     clients = 40
     watchers: list[Watcher] = []
+    there = asyncio.Barrier(clients)
     streaming = asyncio.Barrier(clients + 1)
 
     async def talk(url: str) -> None:
@@ -59,6 +69,7 @@ async def test_a_node_killed_in_the_middle_of_many_answers_costs_no_event(folder
             watcher = Watcher(session)
             watchers.append(watcher)
             watching = group.create_task(watcher.watch())
+            await there.wait()
             run = await session.send("count 300 10")
             text = ""
             async for event in run:
@@ -80,14 +91,14 @@ async def test_a_node_killed_in_the_middle_of_many_answers_costs_no_event(folder
             stack.kill_node(0)
     assert len(watchers) == clients
     assert all(watcher.whole for watcher in watchers)
-    lost = [watcher.lost for watcher in watchers]
+    lost = [[each.code for each in watcher.lost] for watcher in watchers]
     assert lost.count([]) >= 1, "some were on the other node"
     assert sum(codes[:1] == [GONE] for codes in lost) >= clients // 4, "the node was killed late"
 
 
 async def test_a_rolling_deploy_costs_no_event_and_no_error(folder: Path) -> None:
     """Guarantee 7, also where a run is longer than the drain window."""
-    clients, window_s = 20, 3.0
+    clients, window_s = 12, 2.0
     watchers: list[Watcher] = []
     deployed = asyncio.Event()
     begun = asyncio.Barrier(clients + 1)
@@ -112,28 +123,28 @@ async def test_a_rolling_deploy_costs_no_event_and_no_error(folder: Path) -> Non
         urls = [stack.url_of(0), stack.url_of(1)]
         async with balancing(urls) as balancer, asyncio.TaskGroup() as group:
             for number in range(clients):
-                # Most answers take half a second; those of four clients longer than the window.
-                group.create_task(talk(balancer.ws, 600 if number % 5 == 0 else 50))
+                # Most answers take half a second; those of three clients longer than the window.
+                group.create_task(talk(balancer.ws, 300 if number % 4 == 0 else 50))
             await begun.wait()
-            told_at: list[float] = []
             for number in (0, 1):
-                told_at.append(time.monotonic())
-                stack.nodes[number].popen.terminate()
+                told_at = time.monotonic()
+                stack.nodes[number].terminate()
                 code = await asyncio.to_thread(stack.nodes[number].popen.wait, 20)
                 assert code == 0
-                assert time.monotonic() - told_at[-1] < window_s + 8
+                assert time.monotonic() - told_at < window_s + 15
                 await asyncio.to_thread(stack.start_node, number)
 
             def counted() -> float:
                 return sum(stack.metrics(number).get(ACTIVE, 0) for number in (0, 1))
 
-            async with asyncio.timeout(10):  # homes were passed on, not only left
+            async with asyncio.timeout(25):  # homes were passed on, not only left
                 while await asyncio.to_thread(counted) != clients:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             deployed.set()
         assert all(watcher.whole for watcher in watchers)
-        lost = [code for watcher in watchers for code in watcher.lost]
-        assert set(lost) == {RESTARTS}, "every connection ended in order"
+        lost = [each for watcher in watchers for each in watcher.lost]
+        assert {each.code for each in lost} == {RESTARTS}, "every connection ended in order"
         assert len(lost) >= clients, "each client was sent away by one node or the other"
-        # Ten clients or more on each node, and no storm: they came one after the other.
-        assert balancer.most_within(0.3, since=told_at[0]) <= clients // 2
+        delays_s = sorted(each.retry_in_s for each in lost)
+        quarter = len(lost) // 4
+        assert delays_s[-quarter] - delays_s[quarter] > 0.05, "no storm: they were spread"

@@ -31,7 +31,7 @@ async def test_clients_are_told_when_to_come_back_before_a_node_stops(folder: Pa
     with Stack.running(folder, GATEWAY_DRAIN_S="2") as stack:
         async with socket(stack.ws_of()) as behind, socket(stack.ws_of()) as client:
             await client.open(agent="demo")
-            stack.nodes[0].popen.terminate()
+            stack.nodes[0].terminate()
             for one in (client, behind):  # one that has not opened its session yet, too
                 away = await one.until("goaway")
                 assert away["reason"] == "stopping"
@@ -47,7 +47,7 @@ async def test_a_draining_node_lets_an_answer_end_and_takes_nobody_new(folder: P
             await client.ask("message", content="count 200 10")
             await client.until_event("TEXT_MESSAGE_CONTENT")
             assert stack.metrics()["nooble_orchestrator_draining"] == 0
-            stack.nodes[0].popen.terminate()
+            stack.nodes[0].terminate()
             await until(lambda: readiness(stack).status_code == 503)
             assert readiness(stack).json() == {
                 "status": "error",
@@ -73,7 +73,7 @@ async def test_a_drain_ends_when_its_window_is_over(folder: Path) -> None:
             await client.ask("message", content="silent")
             await client.until_event("RUN_STARTED")
             told_at = time.monotonic()
-            stack.nodes[0].popen.terminate()
+            stack.nodes[0].terminate()
             away = await client.until("goaway")
             assert time.monotonic() - told_at >= 0.9
             assert 0 <= away["reconnect_in_ms"] <= 5000
@@ -87,9 +87,9 @@ async def test_a_second_signal_ends_the_drain(folder: Path) -> None:
             await client.open(agent="counting")
             await client.ask("message", content="silent")
             await client.until_event("RUN_STARTED")
-            stack.nodes[0].popen.terminate()
+            stack.nodes[0].terminate()
             await until(lambda: readiness(stack).status_code == 503)
-            stack.nodes[0].popen.terminate()
+            stack.nodes[0].terminate()
             await client.until("goaway")
             assert await client.closed() == 1012
         assert stack.nodes[0].popen.wait(10) == 0
@@ -104,7 +104,7 @@ async def test_a_request_under_way_is_answered(folder: Path) -> None:
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
         await writer.drain()
         stack.get("/api/v1/agents")  # so the request before has been read
-        stack.nodes[0].popen.terminate()
+        stack.nodes[0].terminate()
         await until(lambda: not listens(stack))
         writer.write(body[5:])
         assert (await reader.readline()).startswith(b"HTTP/1.1 201 ")

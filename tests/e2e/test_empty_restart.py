@@ -14,7 +14,7 @@ async def reset(client: Socket) -> None:
     told = await client.until("reset")
     assert told["reason"] == "writes_lost"
     client.snapshot = await client.until("snapshot")
-    client.events.clear()
+    client.forget()
 
 
 async def test_followers_are_told_and_go_on(folder: Path) -> None:

@@ -52,7 +52,7 @@ async def test_a_node_that_slept_past_its_lease_counts_nothing_twice(folder: Pat
             await sleeper.open(agent="counting")
             await other.open(session_id=sleeper.session_id)
             await until(lambda: [active(stack, n) for n in (0, 1)] == [1, 0])
-            await sleeper.ask("message", content="count 300 15")
+            await sleeper.ask("message", content="count 500 15")
             await other.until_event("TEXT_MESSAGE_CONTENT")
             stack.nodes[0].signal(signal.SIGSTOP)
             await until(lambda: active(stack, 1) == 1)
@@ -61,18 +61,18 @@ async def test_a_node_that_slept_past_its_lease_counts_nothing_twice(folder: Pat
             stack.nodes[0].signal(signal.SIGCONT)
             for client in (sleeper, other):
                 await client.until_event(*TERMINAL)
-                assert client.text() == expected(300)
+                assert client.text() == expected(500)
                 assert seqs(client.events) == list(range(1, len(client.events) + 1))
             await until(lambda: [active(stack, n) for n in (0, 1)] == [0, 1])
-            await until(lambda: output(stack, 0) + output(stack, 1) == 302)
-            assert 0 < output(stack, 0) < 302, "both had a part"
+            await until(lambda: output(stack, 0) + output(stack, 1) == 502)
+            assert 0 < output(stack, 0) < 502, "both had a part"
 
 
 async def test_a_run_that_lost_node_and_sockets_is_counted_by_another(folder: Path) -> None:
     with Stack.running(folder, nodes=2, agent=COUNTING, **QUICK) as stack:
         async with socket(stack.ws_of(0), **OPTIONS) as client:
             await client.open(agent="counting")
-            await client.ask("message", content="count 200 20")
+            await client.ask("message", content="count 400 20")
             await client.until_event("TEXT_MESSAGE_CONTENT")
         stack.kill_node(0)
         await until(lambda: active(stack, 1) == 1)
@@ -81,7 +81,7 @@ async def test_a_run_that_lost_node_and_sockets_is_counted_by_another(folder: Pa
         metrics = stack.metrics(1)
         said = f'{P}messages_processed_total{{role="assistant",tenant_id="{TENANT}"}}'
         assert metrics[said] == 1
-        assert 0 < output(stack, 1) < 202, "what passed before was the dead node's"
+        assert 0 < output(stack, 1) < 402, "what passed before was the dead node's"
 
 
 async def test_sessions_add_up_over_kills_and_moves(folder: Path) -> None:
@@ -139,4 +139,4 @@ async def test_sessions_add_up_over_kills_and_moves(folder: Path) -> None:
             assert sum(expired) == 2
             # And so it stays, while sessions with sockets outlive their time to expire.
             await asyncio.sleep(ttl_s + 1)
-            assert agree(8, 4, 4, last_words), sums(last_words)
+            await until(lambda: agree(8, 4, 4, last_words))  # an end that was counted stays so

@@ -3,7 +3,7 @@
 from pathlib import Path
 from uuid import uuid4
 
-from support.replicas import primary_and_replica
+from support.replicas import primary_and_replica, until
 from support.socket import TERMINAL, socket
 from support.stack import COUNTING, Stack
 
@@ -23,10 +23,10 @@ async def test_a_client_is_told_what_is_not_confirmed_and_repeats_it(tmp_path: P
                 error = await client.ask("message", **frame)
                 assert (error["code"], error["retryable"]) == ("unavailable", True)
                 replica.go_on()
+                until(lambda: replica.in_step_with(primary))
                 ack = await client.ask("message", **frame)
                 assert ack["status"] == "duplicate"
-                if not any(event["event"]["type"] in TERMINAL for event in client.events):
-                    await client.until_event(*TERMINAL)
+                await client.until_event(*TERMINAL)
                 assert {event["run_id"] for event in client.events} == {ack["run_id"]}
         finally:
             stack.stop()

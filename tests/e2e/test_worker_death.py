@@ -9,6 +9,7 @@ from support.agents import expected
 from support.socket import TERMINAL, seqs, socket
 from support.stack import COUNTING, Stack
 from support.theatre import theatre
+from support.unruly import CALLED
 
 UNRULY = "support.unruly:unruly"
 PHOENIX = "support.unruly:phoenix"
@@ -52,18 +53,18 @@ async def test_a_frozen_worker_that_wakes_can_append_nothing(mortal: Stack) -> N
         assert "metadata" not in messages[3]
 
 
-async def test_a_worker_that_dies_before_its_first_event_is_replaced(mortal: Stack) -> None:
-    async with socket(mortal.ws_of()) as client:
-        await client.open(agent="counting")
-        await client.ask("message", content="silent")
-        await client.until_event("RUN_STARTED")
-        mortal.workers[0].kill()
-        mortal.add_worker(COUNTING)
-        mortal.wait_for_agents(busy=1)  # the dead one still counts, with none as it last said
-        assert (await client.ask("cancel"))["status"] == "accepted"
-        end = await client.until_event(*TERMINAL)
-        assert end["event"]["outcome"] == {"type": "cancelled"}
-        assert sum(e["event"]["type"] == "RUN_STARTED" for e in client.events) == 1
+async def test_a_worker_that_dies_before_its_first_event_is_replaced(tmp_path: Path) -> None:
+    with Stack.running(tmp_path, agent=UNRULY, **LEASE) as stack:
+        async with socket(stack.ws_of()) as client:
+            await client.open(agent="unruly")
+            await client.ask("message", content="late")
+            stack.workers[0].wait_for_line(CALLED)
+            stack.workers[0].kill()
+            stack.add_worker(UNRULY)
+            end = await client.until_event(*TERMINAL)
+            assert end["event"]["outcome"] == {"type": "success"}
+            assert client.text() == "attempt 2"
+            assert sum(e["event"]["type"] == "RUN_STARTED" for e in client.events) == 1
 
 
 async def test_a_worker_that_freezes_before_its_first_event_is_replaced(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ async def test_a_worker_that_freezes_before_its_first_event_is_replaced(tmp_path
         async with socket(stack.ws_of()) as client:
             await client.open(agent="unruly")
             await client.ask("message", content="late")
-            await client.until_event("RUN_STARTED")
+            frozen.wait_for_line(CALLED)
             frozen.signal(signal.SIGSTOP)
             stack.add_worker(UNRULY)
             end = await client.until_event(*TERMINAL)
@@ -107,11 +108,11 @@ async def test_a_restartable_run_is_made_anew_when_its_worker_is_killed(tmp_path
     with Stack.running(tmp_path, agent=PHOENIX, **LEASE) as stack:
         async with socket(stack.ws_of()) as client:
             await client.open(agent="phoenix")
-            lost = (await client.ask("message", id="m1", content="count 200 5"))["run_id"]
+            lost = (await client.ask("message", id="m1", content="count 400 5"))["run_id"]
             while len(client.events) < 10:
                 await client.receive()
-            stack.add_worker(PHOENIX)
             stack.workers[0].kill()
+            stack.add_worker(PHOENIX)
             end = await client.until_event(*TERMINAL)
             assert (end["run_id"], end["event"]["code"]) == (lost, "worker_lost")
             started = await client.until_event("RUN_STARTED")
@@ -121,9 +122,9 @@ async def test_a_restartable_run_is_made_anew_when_its_worker_is_killed(tmp_path
             assert started["event"]["input"] == {**asked, "runId": started["run_id"]}
             end = await client.until_event(*TERMINAL)
             assert (end["run_id"], end["event"]["type"]) == (started["run_id"], "RUN_FINISHED")
-            assert client.text(started["run_id"]) == expected(200)
+            assert client.text(started["run_id"]) == expected(400)
             assert seqs(client.events) == list(range(1, len(client.events) + 1))
-            again = await client.ask("message", id="m1", content="count 200 5")
+            again = await client.ask("message", id="m1", content="count 400 5")
             assert (again["status"], again["run_id"]) == ("duplicate", lost)
 
         async with socket(stack.ws_of()) as late:
@@ -132,7 +133,7 @@ async def test_a_restartable_run_is_made_anew_when_its_worker_is_killed(tmp_path
             [messages] = [e["messages"] for e in late.snapshot["events"]]
             assert [m["role"] for m in messages] == ["user", "assistant", "assistant"]
             assert messages[1]["metadata"] == {"incomplete": True}
-            assert messages[2]["content"] == expected(200)
+            assert messages[2]["content"] == expected(400)
 
 
 async def test_a_run_takes_and_waits_no_longer_than_it_may(tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ async def test_a_stopping_worker_finishes_what_it_has_begun(mortal: Stack) -> No
         await client.open(agent="counting")
         await client.ask("message", content="count 100 5")
         await client.until_event("TEXT_MESSAGE_CONTENT")
-        mortal.workers[0].signal(signal.SIGTERM)
+        mortal.workers[0].terminate()
         assert (await client.until_event(*TERMINAL))["event"]["type"] == "RUN_FINISHED"
         assert client.text() == expected(100)
         assert mortal.workers[0].stop() == 0
@@ -230,6 +231,6 @@ async def test_a_node_that_stops_closes_its_sockets_with_a_reconnect_code(
 ) -> None:
     async with socket(mortal.ws_of()) as client:
         await client.open(agent="counting")
-        mortal.nodes[0].signal(signal.SIGTERM)
+        mortal.nodes[0].terminate()
         assert await client.closed() == 1012
         assert mortal.nodes[0].stop() == 0

@@ -1,7 +1,6 @@
 """A TCP load balancer, as stands before a fleet of nodes: it asks which of them are ready."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -13,11 +12,7 @@ CHUNK = 64 * 1024
 
 
 class Balancer:
-    """Gives each connection to the next ready node.
-
-    Attributes:
-        taken: when connections were given to a node, by the monotonic clock.
-    """
+    """Gives each connection to the next ready node."""
 
     def __init__(self, urls: list[str]) -> None:
         """`urls` are the nodes' addresses."""
@@ -26,17 +21,11 @@ class Balancer:
         self._turn = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
-        self.taken: list[float] = []
 
     @property
     def ws(self) -> str:
         """Where clients connect to."""
         return f"ws://127.0.0.1:{self.port}/ws"
-
-    def most_within(self, seconds: float, *, since: float) -> int:
-        """The most connections that came within such a time."""
-        times = [at for at in self.taken if at >= since]
-        return max((sum(at <= t < at + seconds for t in times) for at in times), default=0)
 
     async def watch(self) -> None:
         """Asks the nodes until it is cancelled."""
@@ -70,7 +59,6 @@ class Balancer:
         self._turn += 1
         node = urlsplit(self._ready[self._turn % len(self._ready)])
         there, back = await asyncio.open_connection(node.hostname, node.port)
-        self.taken.append(time.monotonic())
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pipe(reader, back))

@@ -12,6 +12,7 @@ from redis import Redis
 from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError
 
+from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.bus.connection import Client, create_client
 from gateway.bus.embedded import server_arguments, server_binary
@@ -33,6 +34,10 @@ QUICK = Limits(
 """Deadlines that a test can wait for."""
 
 
+IN_NO_HURRY = ("--appendfsync", "no")
+"""A busy disk stalls nobody; what a process has written survives its end all the same."""
+
+
 @contextmanager
 def running_server(*, cluster: bool = False) -> Iterator[str]:
     """A server of its own; yields its URL.
@@ -42,7 +47,7 @@ def running_server(*, cluster: bool = False) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="nooble-bus-") as name:
         folder = Path(name)
         socket = folder / "valkey.sock"
-        arguments = server_arguments(folder, socket)
+        arguments = [*server_arguments(folder, socket), *IN_NO_HURRY]
         port = free_port() if cluster else 0
         if cluster:
             arguments += ["--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes"]
@@ -105,6 +110,12 @@ async def running_bus(limits: Limits | None = None, *, cluster: bool = False) ->
     with running_server(cluster=cluster) as url:
         async with connected_bus(url, limits) as bus:
             yield bus
+
+
+async def archive_all(bus: Bus) -> None:
+    """As if the archive had taken all that the journals have, of other tests too."""
+    while read := await bus.journal.read(range(keys.PARTITIONS), 1000):
+        await bus.journal.forget([entry.id for entry in read])
 
 
 async def cut_subscribers(client: Client) -> None:

@@ -11,10 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from gateway.archive.database import Database
 from gateway.archive.migrate import migrate
@@ -86,15 +88,23 @@ class PostgresServer:
 
     def stop(self) -> None:
         """Ends it in order, and every session with it."""
-        self._signal(signal.SIGCONT)
+        self.resume()
         self._signal(signal.SIGINT)
         self._wait()
 
     def kill(self) -> None:
         """Ends it at once, as a crash does: it recovers when it starts again."""
-        self._signal(signal.SIGCONT)
+        self.resume()
         self._signal(signal.SIGQUIT)
         self._wait()
+
+    def pause(self) -> None:
+        """Lets it hang, its sessions too."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        self._signal_all(signal.SIGCONT)
 
     def remove(self) -> None:
         """Ends it, and removes what it wrote."""
@@ -132,6 +142,13 @@ class PostgresServer:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            main = psutil.Process(self._process.pid)
+            for process in (main, *main.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
     def _wait(self) -> None:
         if self._process is not None:

@@ -10,12 +10,13 @@ class Way:
     """Attributes:
     deaf: subscribers hear nothing from now on, on new connections either.
     subscribers: how many connections have subscribed to anything.
-    dropped: how many pieces did not get through.
+    dropped: what did not get through.
     """
 
     def __init__(self, path: str) -> None:
         self.deaf = False
-        self.subscribers = self.dropped = 0
+        self.subscribers = 0
+        self.dropped = bytearray()
         self._path = path
         self._muted: set[asyncio.StreamWriter] = set()
         self._subscribed: set[asyncio.StreamWriter] = set()
@@ -34,7 +35,7 @@ class Way:
         async def answers() -> None:
             while data := await there.read(65536):
                 if writer in self._muted or (self.deaf and writer in self._subscribed):
-                    self.dropped += 1
+                    self.dropped += data
                 else:
                     writer.write(data)
             writer.close()

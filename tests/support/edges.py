@@ -172,7 +172,7 @@ class Talk:
         await self.socket.send(msgspec.json.encode(frame).decode())
 
     async def receive(self) -> dict:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return msgspec.json.decode(await self.socket.recv())
 
     async def ask(self, **frame: object) -> dict:
@@ -182,7 +182,7 @@ class Talk:
     async def closed(self) -> int:
         """Waits for the end, and answers its code; what came before is in `unread`."""
         with contextlib.suppress(ConnectionClosed):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while True:
                     self.unread.append(msgspec.json.decode(await self.socket.recv()))
         assert self.socket.close_code is not None

@@ -52,6 +52,7 @@ class Session:
     messages: list[bytes] = field(default_factory=list)
     message_runs: list[str] = field(default_factory=list)
     state: bytes | None = None
+    metadata: bytes = b"{}"
     open_run: str = ""
     run_from: int = 0
     home: str = ""
@@ -228,10 +229,11 @@ class LittleBus:
             raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
         if created:
             made = self._make(key, user, agent, node, on_detach, digest, node)
+            made.metadata = msgspec.json.encode(metadata or {})
             if recalled is not None:
                 made.messages = [message for _, message in recalled.messages]
                 made.message_runs = [run_id for run_id, _ in recalled.messages]
-                made.state = recalled.state
+                made.metadata, made.state = recalled.metadata, recalled.state
         session = self._find(key, user)
         if digest and session.made_of != digest:
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
@@ -254,6 +256,7 @@ class LittleBus:
             created=created,
             homed=homed,
             on_detach=session.on_detach,
+            metadata=session.metadata,
         )
 
     async def accept(self, new: NewMessage | NewAnswer | NewToolResult) -> Accepted:

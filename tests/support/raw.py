@@ -49,12 +49,12 @@ class Raw:
 
     async def until(self, end: bytes) -> bytes:
         """What comes up to and with those bytes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return await self.reader.readuntil(end)
 
     async def rest(self) -> bytes:
         """What comes until the server closes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             data = b""
             try:
                 while piece := await self.reader.read(65536):

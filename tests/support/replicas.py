@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.bus.embedded import server_arguments, server_binary
+from support.bus import IN_NO_HURRY
 from support.net import free_port
 
 _PATIENCE_S = 15.0
@@ -45,7 +46,7 @@ class Server:
         folder.mkdir(parents=True)
         binary = server_binary()
         assert binary is not None, "install nooble-gateway[embedded]"
-        arguments = server_arguments(folder, folder / "valkey.sock")
+        arguments = [*server_arguments(folder, folder / "valkey.sock"), *IN_NO_HURRY]
         arguments += ["--port", str(self.port), "--bind", "127.0.0.1"]
         arguments += ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"]
         self.process = subprocess.Popen([binary, *arguments, *extra])

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from gateway.bus.embedded import server_arguments, server_binary
+from support.bus import IN_NO_HURRY
 
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 20.0
@@ -34,7 +35,8 @@ class RedisServer:
         binary = server_binary()
         assert binary is not None, "install nooble-gateway[embedded]"
         self._process = subprocess.Popen(
-            [binary, *server_arguments(self._folder, self.socket)], stdout=subprocess.DEVNULL
+            [binary, *server_arguments(self._folder, self.socket), *IN_NO_HURRY],
+            stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + _START_TIMEOUT_S
         with self.client() as client:

@@ -60,6 +60,11 @@ class Socket:
                     return frame
             await self.receive()
 
+    def forget(self) -> None:
+        """Forgets the events of before, as after a `reset`."""
+        self.events.clear()
+        self._looked_at = 0
+
     async def ask(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Sends a frame and waits for its `ack` or `error`."""
         frame_id = await self.send(kind, **fields)

@@ -32,6 +32,7 @@ class Process:
         """Starts `gateway ARGUMENTS`."""
         self.name = name
         self.log = log
+        self._told = False
         self._began = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
@@ -69,16 +70,25 @@ class Process:
         """Sends a signal."""
         self.popen.send_signal(number)
 
+    def terminate(self) -> None:
+        """Tells it to end."""
+        self._told = True
+        self.popen.terminate()
+
     def kill(self) -> None:
         """Ends it without a chance to say goodbye."""
         self.popen.kill()
         self.popen.wait()
 
     def stop(self) -> int:
-        """Ends it in order; answers its exit code."""
+        """Ends it in order; answers its exit code.
+
+        One that was told is not told again: it would hear that at its very end, and die of it.
+        """
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGCONT)
-            self.popen.terminate()
+            if not self._told:
+                self.terminate()
         try:
             return self.popen.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -14,6 +14,8 @@ phoenix = Agent("phoenix", description="Counts, and may begin anew", restartable
 phoenix.run(agents.answer)
 
 FOR_EVER = 10**9
+CALLED = "called, and silent"
+"""A worker's line when it has begun a `late` answer: `RUN_STARTED` is there before."""
 
 
 @unruly.run
@@ -40,6 +42,7 @@ async def answer(run: Run) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "late":
             if run.attempt == 1:
+                print(CALLED, flush=True)
                 await asyncio.Event().wait()
             await run.say(f"attempt {run.attempt}")
         case "open":

@@ -10,7 +10,7 @@
 --   {'expired', agent, created_ms, now_ms}
 --   {'adopt', user, home}: it is dead, or there is none, or it is the one that calls
 -- Guarantees: any node may call it any number of times. The node that made a session expire is told
---       so again when it asks again, and no other is.
+--       so again when it asks again, and no other is. None expires before the archive has it.
 --
 -- Kinds: dispatch (a queued run nobody fetched), wait (queued too long), lease (its worker is
 -- gone), timeout (the run takes too long), grace (a cancelled agent does not stop), input (nobody
@@ -18,6 +18,7 @@
 -- expiry (the session is dormant too long), home (does anybody count this open run?).
 
 local DISPATCH_CAP_MS = 10000
+local ARCHIVE_RETRY_MS = 30000
 
 local kind, run_id = ARGV[1], ARGV[2]
 local limits = limits_of(ARGV[3])
@@ -63,9 +64,14 @@ if kind == 'expiry' then
     set_due('expiry', '', now + limits.session_ttl_ms)
     return session.home == ARGV[4] and adopt or { 'nothing' }
   end
+  if not journal_forgot(session) then
+    set_due('expiry', '', now + math.min(limits.session_ttl_ms, ARCHIVE_RETRY_MS))
+    return { 'nothing' }
+  end
   clear_due('input')
   session.state = 'ended'
   next_run(session, limits)
+  journal_over(session, 'expired', int(now))
   redis.call('SPUBLISH', K.events, '!ended')
   redis.call('ZREM', K.due, member)
   redis.call('HSET', K.tombstone, 'by', ARGV[4], 'agent', session.agent, 'created_ms',

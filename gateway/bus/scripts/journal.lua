@@ -39,6 +39,19 @@ local function journal_over(session, status, at_ms)
   journal('over', session.user, 'status', status, 'at_ms', at_ms)
 end
 
+-- Whether the archive has all that the journal was told of this session. Entries leave it from its
+-- beginning on, more or less: while an older one is there, we wait.
+local function journal_forgot(session)
+  local oldest = redis.call('XRANGE', K.journal, '-', '+', 'COUNT', 1)[1]
+  if not oldest or session.journal_id == '' then
+    return true
+  end
+  local ms, nth = string.match(oldest[1], '^(%d+)-(%d+)$')
+  local last_ms, last_nth = string.match(session.journal_id, '^(%d+)-(%d+)$')
+  ms, last_ms = tonumber(ms), tonumber(last_ms)
+  return last_ms < ms or (last_ms == ms and tonumber(last_nth) < tonumber(nth))
+end
+
 -- Nothing new may come in then; runs that are accepted still write their end.
 local function journal_full(limits)
   return (tonumber(redis.call('GET', K.journal_bytes)) or 0) >= limits.journal_bytes

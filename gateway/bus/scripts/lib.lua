@@ -57,7 +57,7 @@ end
 local function get_session()
   return get(K.session, 'user', 'agent', 'epoch', 'seq', 'state', 'open', 'home', 'created_ms',
     'interrupts', 'pending_tools', 'asked_by', 'shared_state', 'metadata', 'trimmed', 'on_detach',
-    'home_seq', 'made_by', 'last_end_ms')
+    'home_seq', 'made_by', 'last_end_ms', 'journal_id')
 end
 
 -- The bounds travel with the call as one JSON object: scripts have no configuration of their own.

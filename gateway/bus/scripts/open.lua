@@ -6,8 +6,8 @@
 --       what is to be created ('' where the id alone decides), shared state JSON or '', then the
 --       messages that its transcript begins with, each behind the id of its run
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
---          pending tools JSON, on_detach, home_seq, made here, then (run id, status) pairs, the open
---          run first
+--          pending tools JSON, on_detach, home_seq, made here, metadata JSON, then (run id, status)
+--          pairs, the open run first
 -- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
 --          unknown one, and so does one that the user erased; one node is home, and counts what comes after `home_seq`. A node that left
 --          told how far it had counted; what a dead one had not counted goes with it.
@@ -73,7 +73,8 @@ end
 
 local out = { created, homed, session.user, session.agent, session.state, session.epoch,
   session.seq, session.created_ms, session.home, session.interrupts, session.pending_tools,
-  session.on_detach, session.home_seq, session.made_by == node and node ~= '' and 1 or 0 }
+  session.on_detach, session.home_seq, session.made_by == node and node ~= '' and 1 or 0,
+  session.metadata }
 local runs = redis.call('LRANGE', K.pending, 0, -1)
 if session.open ~= '' then
   table.insert(runs, 1, session.open)

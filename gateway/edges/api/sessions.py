@@ -28,7 +28,6 @@ from gateway.session.service import SessionService
 from protocol.codes import ErrorCode
 from protocol.frames import Close
 
-_encode = msgspec.json.Encoder().encode
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -106,7 +105,7 @@ class SessionCalls:
         with log_context(session_id=view.key.session_id):
             logger.bind(agent_id=view.agent, user_id=view.user).info("session created")
         call.headers["Location"] = f"/api/v1/sessions/{view.key.session_id}"
-        return _created(view, body)
+        return _created(view)
 
     async def _find(self, call: Call[None, SessionQuery]) -> SessionList:
         query = call.query
@@ -160,14 +159,14 @@ def digest(body: SessionCreate) -> str:
     return sha256(_canonical(content)).hexdigest()[:32]
 
 
-def _created(view: SessionView, body: SessionCreate) -> Session:
+def _created(view: SessionView) -> Session:
     return Session(
         session_id=view.key.session_id,
         agent_id=view.agent,
         tenant_id=view.key.tenant,
         user_id=view.user,
         status="active",
-        metadata=Raw(_encode(body.metadata or {})),
+        metadata=Raw(view.metadata),
         on_detach=view.on_detach,
         created_at=timestamp(view.created_ms),
         state=view.state,

@@ -95,7 +95,7 @@ async def test_readiness_is_ill_until_the_first_check(client):
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - what is awaited is a background loop's state
             await asyncio.sleep(0.001)
 

@@ -54,11 +54,12 @@ async def all_pages(history: SessionHistory, limit: int) -> list[list[str]]:
 
 
 async def test_a_live_session_that_the_archive_does_not_know_yet(bus, history):
-    bus.make()
+    bus.make().metadata = b'{"b":2}'
     now = await history.session(ME, ID)
     assert now.live is not None
     assert now.live.state == "idle"
     assert (now.record.status, now.record.agent, now.record.runs) == ("active", "demo", 0)
+    assert now.record.metadata == b'{"b":2}'
 
 
 async def test_a_live_session_with_what_the_archive_has_of_it(bus, archive, history):

@@ -1,0 +1,217 @@
+"""A database that is away, full, locked or hanging: a bounded wait, our own words, no damage."""
+
+import asyncio
+import os
+import resource
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from support.databases import PostgresServer, postgres_server
+from support.history import T0, begun, ended, rows, some_session
+
+import gateway.archive.database as database_module
+from gateway.archive.database import Database
+from gateway.archive.errors import HistoryAway, UnusableDatabase
+from gateway.archive.migrate import migrate, prepare
+from gateway.archive.reader import Reader
+from gateway.archive.schema import runs
+from gateway.archive.writer import Writer
+from gateway.session.archive import SessionFilter
+from gateway.session.breaker import BreakerState
+from gateway.session.errors import Unavailable
+from protocol.codes import ErrorCode
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged."""
+    found: list[str] = []
+    sink = logger.add(lambda line: found.append(str(line)), format="{message} {extra}")
+    yield found
+    logger.remove(sink)
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that may be stopped."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def remote(own_postgres: PostgresServer) -> AsyncIterator[Database]:
+    database = Database(own_postgres.create(f"test_{time.monotonic_ns()}"))
+    await migrate(database)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(tmp_path / "history.db")
+    await migrate(database)
+    yield database
+    await database.close()
+
+
+def reader_of(database: Database) -> Reader:
+    return Reader(database, now_ms=lambda: T0, transcript_messages=9, transcript_bytes=9999)
+
+
+async def refused(database: Database) -> float:
+    """How long a write takes to say that the database is not there."""
+    began = time.monotonic()
+    with pytest.raises(HistoryAway) as caught:
+        await Writer(database).write([begun(some_session())])
+    assert caught.value.why
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_server_that_goes_and_comes_back(
+    own_postgres: PostgresServer, remote: Database, lines: list[str], how: str
+) -> None:
+    """Guarantee 8: nothing is lost or doubled, and clients hear one thing only."""
+    key, writer = some_session(), Writer(remote)
+    await writer.write([begun(key), ended(key, T0 + 1)])
+    getattr(own_postgres, how)()
+    try:
+        for _ in range(3):
+            assert await refused(remote) < 5
+        assert remote.breaker.state is BreakerState.OPEN
+        assert await refused(remote) < 0.5, "it is known to be away"
+        with pytest.raises(Unavailable) as caught:
+            await reader_of(remote).session(key, "ann")
+        assert caught.value.code is ErrorCode.UNAVAILABLE
+        assert caught.value.message == "the history does not answer"
+        assert caught.value.retry_after_ms
+        with pytest.raises(HistoryAway):
+            await remote.check()
+        # One that is away at the start is waited for.
+        await prepare(remote, migrates=False)
+    finally:
+        own_postgres.start()
+    await remote.check()  # readiness is the one that asks
+    assert remote.breaker.state is BreakerState.CLOSED
+    await writer.write([ended(key, T0 + 1), ended(key, T0 + 2)])
+    assert len(await rows(remote, runs)) == 3
+    assert sum("does not answer" in line for line in lines if "the database" in line) == 1
+    assert sum("answers again" in line for line in lines) == 1
+
+
+async def test_a_server_that_hangs_is_waited_for_for_a_while(
+    own_postgres: PostgresServer, remote: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_WRITE_TIMEOUT_S", 1.0)
+    await remote.check()
+    key = some_session()
+    own_postgres.pause()
+    try:
+        assert await refused(remote) < 6
+        began = time.monotonic()
+        with pytest.raises(HistoryAway):
+            await remote.check()
+        assert time.monotonic() - began < 6
+    finally:
+        own_postgres.resume()
+    await remote.check()
+    await Writer(remote).write([ended(key)])
+
+
+async def test_a_locked_file_is_an_outage_not_a_crash(
+    local: Database, tmp_path: Path, lines: list[str]
+) -> None:
+    with sqlite3.connect(tmp_path / "history.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert await refused(local) < 10
+        with pytest.raises(HistoryAway) as caught:
+            await local.check()
+        assert "locked" in caught.value.why
+        # Reading goes on.
+        reader = reader_of(local)
+        assert await reader.sessions("acme", "ann", SessionFilter(), after=None, limit=1) == []
+        other.execute("ROLLBACK")
+    other.close()
+    assert sum("history cannot be written" in line and "locked" in line for line in lines) == 1
+    key = some_session()
+    await Writer(local).write([ended(key)])
+    await local.check()
+
+
+async def test_a_full_disk_is_told_and_outlived(
+    local: Database, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    """No file may grow: the limit is the process's own."""
+    key = some_session()
+    await Writer(local).write([begun(key)])
+    big = ended(key, said=[b'"' + b"x" * 1_000_000 + b'"'])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(HistoryAway) as caught:
+                await Writer(local).write([big])
+        assert "disk" in caught.value.why
+        # A small write may pass, and reading does: readiness says so all the same for a while.
+        with pytest.raises(HistoryAway) as caught:
+            await local.check()
+        assert "disk" in caught.value.why
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sum("history cannot be written" in line for line in lines) == 1
+    with pytest.raises(HistoryAway):
+        await local.check()
+    # Another node has written what waited: we ask by ourselves in the end.
+    monkeypatch.setattr(database_module, "_REFUSAL_S", 0.0)
+    await local.check()
+    assert local.breaker.state is BreakerState.CLOSED
+    await Writer(local).write([big])
+    assert len(await rows(local, runs)) == 1
+
+
+async def test_a_full_postgresql_is_an_answer(remote: Database) -> None:
+    """The server is there and can be read; only what writes is told to wait."""
+    async with remote.writing() as connection:
+        await connection.exec_driver_sql(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN RAISE EXCEPTION ''no space left'' USING ERRCODE = ''53100''; END'"
+        )
+        await connection.exec_driver_sql(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON sessions"
+            " FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        )
+    for _ in range(5):
+        await refused(remote)
+    assert remote.breaker.state is BreakerState.CLOSED
+    with pytest.raises(HistoryAway) as caught:
+        await remote.check()
+    assert "no space left" in caught.value.why
+
+
+async def test_a_file_that_is_no_database_does_not_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "history.db").write_bytes(os.urandom(8192))
+    database = Database(tmp_path / "history.db")
+    await prepare(database, migrates=True)
+    with pytest.raises(HistoryAway) as caught:
+        await database.check()
+    assert "not a database" in caught.value.why
+    with pytest.raises(UnusableDatabase):
+        await migrate(database)
+    await database.close()
+
+
+async def test_a_cancelled_call_leaves_the_database_usable(database: Database) -> None:
+    """A client that goes while its page is read."""
+    await Writer(database).write([ended(some_session(), T0 + n) for n in range(200)])
+    for turns in range(12):
+        task = asyncio.get_running_loop().create_task(rows(database, runs))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert len(await rows(database, runs)) == 200
+    assert database.breaker.state is BreakerState.CLOSED
