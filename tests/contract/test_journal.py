@@ -1,6 +1,7 @@
 """The journal: what lives becomes history, each thing once, in order, and nothing is dropped."""
 
 import json
+import random
 from typing import Any
 from uuid import uuid4
 
@@ -335,6 +336,32 @@ async def test_what_is_buried_is_counted_no_more_until_it_is_back(redis_url: str
         letters = [each.id for each in await bus.journal.dead(1000) if whose(each) == talk.key]
         await bus.journal.replay(letters)
         assert (await bus.journal.state()).fill == full
+
+
+async def test_what_is_counted_is_what_waits(redis_url: str) -> None:
+    """A count that drifts would one day refuse everybody, or nobody."""
+    dice = random.Random(4)
+    async with connected_bus(redis_url, Limits(journal_bytes=1_000_000)) as bus:
+        await archive_all(bus)
+        talk = Talk(bus)
+        await talk.open()
+        number = keys.partition(talk.key)
+        for _ in range(60):
+            entries, letters = await talk.entries(), await bus.journal.dead(1000)
+            match dice.choice(("run", "run", "forget", "bury", "replay")):
+                case "forget" if entries:
+                    some = [entry.id for entry in dice.choices(entries, k=3)]
+                    await bus.journal.forget(some)
+                case "bury" if entries:
+                    await bus.journal.bury(dice.choice(entries).id, "no")
+                case "replay" if letters:
+                    await bus.journal.replay([letter.id for letter in dice.choices(letters, k=2)])
+                case _:
+                    await talk.finish(await talk.running("x" * dice.randrange(1000)))
+            waiting = await bus.client.xrange(keys.journal(number))
+            size = sum(int(fields[b"bytes"]) for _, fields in waiting)
+            counted = int(await bus.client.get(f"jb:{{p{number}}}") or 0)
+            assert counted == size
 
 
 async def test_dead_letters_are_told_oldest_first(bus: Bus) -> None:

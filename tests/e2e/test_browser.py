@@ -249,7 +249,7 @@ def test_the_node_is_replaced_in_mid_answer(chat: ChatPage, stack: Stack) -> Non
     try:
         chat.finished()
         expect(chat.status).not_to_have_attribute("data-status", "open")
-        assert stack.nodes[0].popen.wait(20) == 0
+        assert stack.nodes[0].popen.wait(30) == 0
         expect(chat.alert).to_have_text("")
     finally:
         stack.nodes[0].kill()
