@@ -16,8 +16,8 @@ SHELL := /bin/sh
 PYTHON ?=
 ARGS ?=
 COVERAGE ?= --cov --cov-report=term
-# Most of the time tests wait for processes: two at a time, also on two cores. PARALLEL= for one.
-PARALLEL ?= -n 2 --dist worksteal
+# Most of the time tests wait for processes: four at a time, also on two cores. PARALLEL= for one.
+PARALLEL ?= -n 4 --dist worksteal
 
 VENV := .venv
 PY := $(VENV)/bin/python

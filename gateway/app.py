@@ -24,7 +24,9 @@ from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.bus.connection import check_server, create_client
 from gateway.bus.embedded import embedded_server
-from gateway.edges import health, http, metrics, pages, websocket
+from gateway.edges import health, metrics, pages, websocket
+from gateway.edges.api.routes import Parts
+from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
@@ -231,10 +233,19 @@ class Node:
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
         )
+        api = Parts(
+            service=service,
+            sessions=bus.sessions,
+            archive=archive.history,
+            directory=bus.directory,
+            probe=telemetry,
+            clock=time.monotonic,
+            now_ms=now_ms,
+        )
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
-                *http.routes(service, bus.directory),
+                *api_routes(api, version=__version__),
                 *health.routes(self._readiness),
                 *metrics.routes(self._render_metrics),
                 *pages.routes(),

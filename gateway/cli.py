@@ -90,17 +90,23 @@ def chat(
         str | None, typer.Option(help="An existing session, with whomever it is.")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant, without authentication.")] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="List earlier conversations, and do no more.")
+    ] = False,
 ) -> None:
     """Chats with an agent in the terminal."""
-    from gateway.chat import run_chat
+    from gateway.chat import list_conversations, run_chat
 
     settings, _ = _settings()
+    where = url or f"ws://{settings.host}:{settings.port}/ws"
+    if listing:
+        raise typer.Exit(list_conversations(where, tenant=tenant))
     again = [sys.argv[0], "chat"]
     for option, value in (("--url", url), ("--tenant", tenant)):
         if value:
             again += [option, value]
     code = run_chat(
-        url or f"ws://{settings.host}:{settings.port}/ws",
+        where,
         agent=agent,
         session_id=session,
         tenant=tenant,

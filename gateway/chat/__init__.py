@@ -8,18 +8,20 @@ Without one, each line is sent when the answer to the line before is complete.
 
 ============  ==================================================================================
 conversation  what is shown, what is typed, which tools are run
+earlier       the conversations before this one
 terminal      standard input, output and error
 ============  ==================================================================================
 """
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any, cast
 
 from gateway.chat.conversation import Conversation
+from gateway.chat.earlier import Earlier, Unlisted
 from gateway.chat.terminal import Lines, Screen
-from gateway.client import Disconnected, connect, follow
+from gateway.client import Disconnected, Session, connect, follow
 
 CONNECT_TIMEOUT_S = 15.0
 _UNREACHABLE = 1006
@@ -75,33 +77,69 @@ async def chat(
     Returns:
         0 when the user left, 1 when the session cannot be reached (any more).
     """
-    screen = Screen()
+    screen, lines = Screen(), None
     url = websocket_url(url)
-    opening = (
-        connect(url, agent=agent, tenant=tenant, token=token)
-        if session_id is None
-        else follow(url, session_id, tenant=tenant, token=token)
-    )
-    async with AsyncExitStack() as stack:
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                session = await stack.enter_async_context(opening)
-        except TimeoutError:
-            screen.note(f"cannot open a session at {url}: no answer in {CONNECT_TIMEOUT_S:.0f} s")
-            return 1
-        except Disconnected as error:
-            if error.code == _UNREACHABLE:
-                screen.note(f"no gateway answers at {url}; is `make run` running?")
-            else:
-                screen.note(f"cannot open a session at {url}: {error}")
-            return 1
-        except ValueError as error:
-            screen.note(f"cannot open a session at {url}: {error}")
-            return 1
-        code = await Conversation(session, screen, Lines(sys.stdin.fileno())).run()
-        known = session.session_id
-    screen.note(f"Come back with: {command} --session {known}")
+    earlier = Earlier(url, tenant=tenant, token=token)
+    wanted, before = session_id, None
+    while True:
+        opening = (
+            connect(url, agent=agent, tenant=tenant, token=token)
+            if wanted is None
+            else follow(url, wanted, tenant=tenant, token=token)
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                session = await _entered(stack, opening, url)
+            except _NotOpened as problem:
+                screen.note(str(problem))
+                if before is None:
+                    return 1
+                wanted, before = before, None  # back to where the user came from
+                continue
+            lines = lines or Lines(sys.stdin.fileno())
+            conversation = Conversation(session, screen, lines, earlier)
+            code = await conversation.run()
+            before, wanted = session.session_id, conversation.wanted
+        if wanted is None:
+            break
+    screen.note(f"Come back with: {command} --session {before}")
     return code
+
+
+class _NotOpened(Exception):
+    """A session cannot be opened; the message is for a person."""
+
+
+async def _entered(
+    stack: AsyncExitStack, opening: AbstractAsyncContextManager[Session], url: str
+) -> Session:
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await stack.enter_async_context(opening)
+    except TimeoutError:
+        why = f"no answer in {CONNECT_TIMEOUT_S:.0f} s"
+    except Disconnected as error:
+        if error.code == _UNREACHABLE:
+            raise _NotOpened(f"no gateway answers at {url}; is `make run` running?") from None
+        why = str(error)
+    except ValueError as error:
+        why = str(error)
+    raise _NotOpened(f"cannot open a session at {url}: {why}")
+
+
+def list_conversations(url: str, *, tenant: str | None = None, token: str | None = None) -> int:
+    """Prints the newest conversations, each with the id by which it is opened; the exit code."""
+    screen = Screen()
+    try:
+        entries = asyncio.run(Earlier(websocket_url(url), tenant=tenant, token=token).entries())
+    except Unlisted as problem:
+        screen.note(f"gateway: {problem}")
+        return 1
+    for entry in entries:
+        screen.say(f"{entry.session_id}  {entry}\n")
+    if not entries:
+        screen.note("no conversations yet")
+    return 0
 
 
 def websocket_url(url: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
+from gateway.chat.earlier import Earlier, Unlisted, text_of
 from gateway.chat.terminal import Lines, Screen
 from gateway.client import (
     Attached,
@@ -24,7 +25,10 @@ from gateway.client import (
 from protocol.codes import CloseCode
 from protocol.frames import JsonObject, Reset, RunInfo
 
-HELP = "(/cancel or Ctrl-C stops an answer, /quit or Ctrl-D leaves)"
+HELP = (
+    "(/sessions lists earlier ones, /open N opens one, /cancel or Ctrl-C stops an answer,"
+    " /quit or Ctrl-D leaves)"
+)
 
 TOOLS: list[JsonObject] = [
     {
@@ -36,12 +40,18 @@ TOOLS: list[JsonObject] = [
 
 
 class Conversation:
-    """One chat: a task shows, one types, one runs the client's tools, one stops answers."""
+    """One chat: a task shows, one types, one runs the client's tools, one stops answers.
 
-    def __init__(self, session: Session, screen: Screen, lines: Lines) -> None:
+    Attributes:
+        wanted: the session for which the user left this one.
+    """
+
+    def __init__(self, session: Session, screen: Screen, lines: Lines, earlier: Earlier) -> None:
+        self.wanted: str | None = None
         self._session = session
         self._screen = screen
         self._lines = lines
+        self._earlier = earlier
         self._events = session.events()
         self._left = asyncio.Event()
         self._code = 0
@@ -210,7 +220,7 @@ class Conversation:
         match message:
             case {"role": "user", "content": content}:
                 self._screen.end_line()
-                self._screen.say(f"> {_text(content)}\n")
+                self._screen.say(f"> {text_of(content)}\n")
             case {"role": "assistant", "content": str(content)} if content:
                 self._screen.end_line()
                 self._screen.say(content)
@@ -255,6 +265,10 @@ class Conversation:
             self._ready_for_input()
         elif text == "/quit":
             self._left.set()
+        elif text == "/sessions":
+            await self._list()
+        elif text.startswith("/open "):
+            self._leave_for(text.removeprefix("/open ").strip())
         elif text == "/cancel" and self._questions and not self._open_runs:
             await self._answer(declined=[str(q.get("id")) for q in self._questions])
         elif text == "/cancel":
@@ -263,6 +277,32 @@ class Conversation:
             await self._answer_question(text)
         else:
             await self._begin_run(self._session.send(text, tools=TOOLS))
+
+    async def _list(self) -> None:
+        try:
+            entries = await self._earlier.entries()
+        except Unlisted as problem:
+            self._screen.note(f"({problem})")
+        else:
+            for number, entry in enumerate(entries, 1):
+                here = "*" if entry.session_id == self._session.session_id else " "
+                self._screen.note(f"{number:>3}{here} {entry}")
+            if not entries:
+                self._screen.note("(no conversations yet)")
+        self._ready_for_input()
+
+    def _leave_for(self, which: str) -> None:
+        """A number of the list, or a session's id."""
+        listed = self._earlier.listed
+        if not which.isdecimal():
+            self.wanted = which
+        elif 1 <= int(which) <= len(listed):
+            self.wanted = listed[int(which) - 1].session_id
+        if self.wanted is None:
+            self._screen.note(f"(there is no {which}; /sessions lists what there is)")
+            self._ready_for_input()
+        else:
+            self._left.set()
 
     async def _answer_question(self, text: str) -> None:
         """One question after the other; the last answer sends them all."""
@@ -354,17 +394,3 @@ def _payload(text: str, schema: Any) -> Any:
         return json.loads(text)
     except ValueError:
         raise ValueError("please answer in JSON") from None
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = cast(list[Any], content) if isinstance(content, list) else []
-    texts: list[str] = []
-    for part in parts:
-        match part:
-            case {"text": str(text)}:
-                texts.append(text)
-            case _:
-                pass
-    return " ".join(texts)

@@ -68,7 +68,7 @@ def dialer(url: str, headers: Mapping[str, str]) -> Dial:
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             additional_headers=headers,
             # No proxy stands between a machine and itself, whatever the environment says.
-            proxy=None if _is_loopback(url) else True,
+            proxy=None if is_loopback(url) else True,
             compression=None,
             open_timeout=OPEN_TIMEOUT_S,
             close_timeout=CLOSE_TIMEOUT_S,
@@ -124,7 +124,8 @@ def _seconds(retry_after: str | None) -> float | None:
     return min(float(retry_after), MAX_RETRY_AFTER_S)
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """True for an address of this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

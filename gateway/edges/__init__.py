@@ -5,7 +5,7 @@ websocket      `/ws`: the handshake, and the connections that it lets in
 connection     one WebSocket, speaking `nooble.v1` and following one session
 socket         what uvicorn's WebSocket protocol lacks: ending a socket whose peer does not read
 http_protocol  what uvicorn's HTTP protocol lacks: bounds on what is not body
-http           `/api/v1`: sessions and agents
+api            `/api/v1`: sessions, messages, agents, usage; and `/openapi.json`
 health         `/health/liveness`, `/health/readiness`
 metrics        `/metrics`
 pages          `/`, `/web/...`: the chat page

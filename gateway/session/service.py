@@ -225,6 +225,7 @@ class SessionService:
         await self._journal.drop_dead(key.tenant, user, key.session_id)
         try:
             await self._endings.erase(key, user)
+            self._hub.ended(key)  # the push that says so may come after the next request
         except Refused as refused:
             if refused.code != ErrorCode.SESSION_NOT_FOUND:
                 raise

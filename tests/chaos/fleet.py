@@ -24,6 +24,7 @@ class Fleet:
 
     Attributes:
         redis: the server itself.
+        history: the archive, a file that both nodes use.
         stack: nodes and workers.
         proxies: the network; named like the processes.
         names: of all processes but Redis.
@@ -33,6 +34,7 @@ class Fleet:
         """Starts Redis and the network."""
         self.journal = folder / "journal"
         self.journal.mkdir()
+        self.history = folder / "history.db"
         self.names = [f"node-{n}" for n in range(NODES)] + [f"worker-{n}" for n in range(WORKERS)]
         self.redis = RedisServer(folder / "redis")
         self.redis.start()
@@ -102,7 +104,7 @@ class Fleet:
         assert not dead, "\n".join(
             f"{name} has died:\n{self.process(name).output()[-2000:]}" for name in dead
         )
-        async with httpx.AsyncClient(timeout=5.0) as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             for number in range(NODES):
                 url = f"{self.stack.url_of(number)}/health/readiness"
                 await _until(lambda url=url: _ready(client, url), f"node-{number} is not ready")

@@ -117,4 +117,4 @@ async def test_a_worker_stops_although_an_agent_does_not(hurried: Stack) -> None
         worker.terminate()
         end = await client.until_event(*TERMINAL)
         assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
-        assert worker.popen.wait(20) == 0
+        assert worker.popen.wait(30) == 0

@@ -97,12 +97,14 @@ def running(
 
 
 def wait_until_agent(port: int, process: "subprocess.Popen[str]", agent: str = "demo") -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 45
     while True:
         assert process.poll() is None, screen(process)
         assert time.monotonic() < deadline, screen(process)
         try:
-            agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
+            agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents", timeout=30).json()[
+                "agents"
+            ]
         except httpx.TransportError:
             agents = []
         if any(a["agent_id"] == agent and a["workers"] for a in agents):
@@ -123,7 +125,7 @@ def screen(process: "subprocess.Popen[str]") -> str:
 
 async def test_run_serves_page_and_agent_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
     with running(tmp_path, "run") as (port, process):
-        page = httpx.get(f"http://127.0.0.1:{port}/")
+        page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
         assert "text/html" in page.headers["content-type"]
         async with socket(f"ws://127.0.0.1:{port}/ws") as client:
             await client.open(agent="demo")
@@ -132,7 +134,7 @@ async def test_run_serves_page_and_agent_and_ctrl_c_ends_everything(tmp_path: Pa
         family = descendants(process.pid)
         assert len(family) >= 2, "a server and a worker"
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: to all of the foreground group
-        assert process.wait(20) == 0
+        assert process.wait(30) == 0
         shown = screen(process)
         assert "Traceback" not in shown
         assert "gateway has stopped" in shown
@@ -149,7 +151,7 @@ async def test_ctrl_c_does_not_wait_for_an_answer_that_nobody_can_see(tmp_path: 
             await client.until_event("TEXT_MESSAGE_CONTENT")
             os.killpg(process.pid, signal.SIGINT)
             assert await client.closed() == 1012
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
 
 
 async def test_what_was_acknowledged_survives_a_restart_of_everything(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ async def test_what_was_acknowledged_survives_a_restart_of_everything(tmp_path: 
             await client.ask("message", content="/help")
             await client.until_event(*TERMINAL)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(30) == 0
     with running(tmp_path, "run") as (port, process):
         async with socket(f"ws://127.0.0.1:{port}/ws") as back:
             await back.open(session_id=client.session_id, after={**client.cursor, "seq": 0})
@@ -174,7 +176,7 @@ def test_the_children_of_a_killed_gateway_do_not_stay(tmp_path: Path) -> None:
         process.wait()
     with running(tmp_path, "run") as (_, process):
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(30) == 0
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in family):
         assert time.monotonic() < deadline, family
@@ -200,7 +202,7 @@ async def test_a_worker_in_another_terminal_joins_the_running_server(tmp_path: P
             await client.until_event(*TERMINAL)
             assert client.text() == "ten lines are enough "
         assert worker.stop() == 0
-        agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
+        agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents", timeout=30).json()["agents"]
         assert {a["agent_id"]: a["workers"] for a in agents} == {"demo": 1, "echo": 0}
 
 

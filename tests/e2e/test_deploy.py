@@ -129,7 +129,7 @@ async def test_a_rolling_deploy_costs_no_event_and_no_error(folder: Path) -> Non
             for number in (0, 1):
                 told_at = time.monotonic()
                 stack.nodes[number].terminate()
-                code = await asyncio.to_thread(stack.nodes[number].popen.wait, 20)
+                code = await asyncio.to_thread(stack.nodes[number].popen.wait, 30)
                 assert code == 0
                 assert time.monotonic() - told_at < window_s + 15
                 await asyncio.to_thread(stack.start_node, number)

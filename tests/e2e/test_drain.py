@@ -23,7 +23,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def readiness(stack: Stack) -> httpx.Response:
-    return httpx.get(stack.url + "/health/readiness")
+    return httpx.get(stack.url + "/health/readiness", timeout=30)
 
 
 async def test_clients_are_told_when_to_come_back_before_a_node_stops(folder: Path) -> None:
@@ -63,7 +63,7 @@ async def test_a_draining_node_lets_an_answer_end_and_takes_nobody_new(folder: P
             assert client.text() == expected(200)
             assert (await client.receive())["type"] == "goaway"
             assert await client.closed() == 1012
-        assert stack.nodes[0].popen.wait(10) == 0, "nobody is waited for any more"
+        assert stack.nodes[0].popen.wait(30) == 0, "nobody is waited for any more"
 
 
 async def test_a_drain_ends_when_its_window_is_over(folder: Path) -> None:
@@ -78,7 +78,7 @@ async def test_a_drain_ends_when_its_window_is_over(folder: Path) -> None:
             assert time.monotonic() - told_at >= 0.9
             assert 0 <= away["reconnect_in_ms"] <= 5000
             assert await client.closed() == 1012
-        assert stack.nodes[0].popen.wait(10) == 0
+        assert stack.nodes[0].popen.wait(30) == 0
 
 
 async def test_a_second_signal_ends_the_drain(folder: Path) -> None:
@@ -92,7 +92,7 @@ async def test_a_second_signal_ends_the_drain(folder: Path) -> None:
             stack.nodes[0].terminate()
             await client.until("goaway")
             assert await client.closed() == 1012
-        assert stack.nodes[0].popen.wait(10) == 0
+        assert stack.nodes[0].popen.wait(30) == 0
 
 
 async def test_a_request_under_way_is_answered(folder: Path) -> None:
@@ -109,7 +109,7 @@ async def test_a_request_under_way_is_answered(folder: Path) -> None:
         writer.write(body[5:])
         assert (await reader.readline()).startswith(b"HTTP/1.1 201 ")
         writer.close()
-        assert stack.nodes[0].popen.wait(10) == 0
+        assert stack.nodes[0].popen.wait(30) == 0
 
 
 def listens(stack: Stack) -> bool:

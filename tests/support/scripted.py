@@ -95,7 +95,11 @@ async def greet(peer: Peer) -> None:
 
 
 class ScriptedServer:
-    """Greets each connection with `greeting`, then hands it to the test."""
+    """Greets each connection with `greeting`, then hands it to the test.
+
+    Attributes:
+        pages: what a plain GET is answered, status and JSON by path and query.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -103,6 +107,7 @@ class ScriptedServer:
         self.greeting: Callable[[Peer], Awaitable[None]] = greet
         self.refusals: list[tuple[int, dict[str, str]]] = []
         self.requests: list[Request] = []
+        self.pages: dict[str, tuple[int, Json]] = {}
         self._peers: asyncio.Queue[Peer] = asyncio.Queue()
 
     async def accept(self) -> Peer:
@@ -120,6 +125,11 @@ class ScriptedServer:
     def check(self, socket: ServerConnection, request: Request) -> Response | None:
         del socket
         self.requests.append(request)
+        if "Upgrade" not in request.headers:
+            status, page = self.pages.get(request.path, (404, {"title": "Not Found"}))
+            body = json.dumps(page).encode()
+            length = {"Content-Length": str(len(body)), "Connection": "close"}
+            return Response(status, http.HTTPStatus(status).phrase, Headers(length), body)
         if not self.refusals:
             return None
         status, headers = self.refusals.pop(0)

@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 from gateway.bus.embedded import server_arguments, server_binary
 from support.bus import IN_NO_HURRY
 
-_START_TIMEOUT_S = 20.0
-_STOP_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 45.0
+_STOP_TIMEOUT_S = 30.0
 
 
 class RedisServer:

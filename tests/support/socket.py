@@ -11,7 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 TERMINAL = ("RUN_FINISHED", "RUN_ERROR")
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 class Socket:

@@ -19,8 +19,9 @@ from support.witness import PROCESS_NAME
 DEMO = "gateway.agents.demo:agent"
 COUNTING = "support.agents:counting"
 _TESTS = Path(__file__).parent.parent  # so that a worker finds support.agents
-_START_TIMEOUT_S = 20.0
-_STOP_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 45.0
+_STOP_TIMEOUT_S = 30.0
+_HTTP_TIMEOUT_S = 30.0
 
 
 class Process:
@@ -210,13 +211,15 @@ class Stack:
 
     def get(self, path: str, number: int = 0) -> dict[str, list[dict[str, int]]]:
         """GET of a node, as JSON."""
-        response = httpx.get(self.url_of(number) + path)
+        response = httpx.get(self.url_of(number) + path, timeout=_HTTP_TIMEOUT_S)
         response.raise_for_status()
         return response.json()
 
     def metrics(self, number: int = 0) -> dict[str, float]:
         """What a node's `/metrics` says now: series to value."""
-        lines = httpx.get(self.url_of(number) + "/metrics").text.splitlines()
+        lines = httpx.get(
+            self.url_of(number) + "/metrics", timeout=_HTTP_TIMEOUT_S
+        ).text.splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {series: float(value) for series, value in pairs}
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.scripted import Json, Peer, ScriptedServer, scripted_server
 
+from gateway.chat import list_conversations
 from gateway.chat.terminal import plain
 
 PROGRAM = "import sys; from gateway.chat import run_chat; sys.exit(run_chat({url!r}, **{options}))"
@@ -570,6 +571,105 @@ async def test_ctrl_c_in_a_terminal_stops_the_answer(server: ScriptedServer) -> 
         process.send_signal(signal.SIGINT)  # nothing runs any more
         async with asyncio.timeout(WAIT_S):
             assert await process.wait() == 0
+
+
+# --- earlier conversations ------------------------------------------------------------------------
+
+LIST = "/api/v1/sessions?order=active&limit=15"
+MESSAGES = "/api/v1/sessions/{}/messages?limit=50"
+
+
+def remember(server: ScriptedServer, *conversations: tuple[str, str, list[Any]]) -> None:
+    """What the gateway lists: session, status, what its user said."""
+    sessions = [
+        {"session_id": name, "agent_id": "demo", "status": status, "created_at": f"{day}T10:00:00Z"}
+        for day, (name, status, _) in zip(DAYS, conversations, strict=False)
+    ]
+    server.pages[LIST] = (200, {"sessions": sessions, "next_cursor": None})
+    for name, _, texts in conversations:
+        messages = [{"message": {"role": "user", "content": text}} for text in texts]
+        server.pages[MESSAGES.format(name)] = (200, {"messages": messages, "next_cursor": None})
+
+
+DAYS = ["2026-03-04", "2026-03-03", "2026-03-02"]
+
+
+async def test_earlier_conversations_are_listed_and_opened(server: ScriptedServer) -> None:
+    parts = [{"type": "text", "text": "with a\x1b[2J"}, {"type": "image"}]
+    remember(
+        server,
+        ("s1", "active", ["hello\nthere", "and more"]),
+        ("s2", "expired", [parts]),
+        ("s3", "completed", []),
+    )
+    async with in_terminal(server.url, tenant="acme") as (terminal, process):
+        await server.accept()
+        await terminal.until("> ")
+        terminal.type("/sessions\n")
+        listed = (await terminal.until("> ")).splitlines()
+        assert [line.partition("demo")[2] for line in listed if "demo" in line] == [
+            "  hello there",
+            "  with a[2J",
+            "  (nothing said) (ended)",
+        ]
+        assert listed[-4].startswith("  1* 2026-03-0"), "the one that is open"
+        assert {r.headers["X-Tenant-ID"] for r in server.requests} == {"acme"}
+        terminal.type("/open 4\n")
+        assert "there is no 4" in await terminal.until("> ")
+
+        async def recalled(peer: Peer) -> None:
+            message = {"id": "m", "role": "user", "content": "with a"}
+            await peer.opened(session_id="s2")
+            await peer.snapshot({"type": "MESSAGES_SNAPSHOT", "messages": [message]})
+
+        server.greeting = recalled
+        terminal.type("/open 2\n")
+        peer = await server.accept()
+        assert peer.hello["session_id"] == "s2"
+        assert "> with a" in await terminal.until("with a\r\n> ")
+
+        async def refused(peer: Peer) -> None:
+            await peer.error(peer.hello["id"], "session_ended", message="this session is over")
+            await peer.close(4410)
+            server.greeting = recalled
+
+        server.greeting = refused
+        terminal.type("/open 3\n")
+        assert (await server.accept()).hello["session_id"] == "s3"
+        assert (await server.accept()).hello["session_id"] == "s2", "back to where it was"
+        assert "this session is over" in await terminal.until("with a\r\n> ")
+        terminal.type("/quit\n")
+        await terminal.until("Come back with: gateway chat --session s2")
+        async with asyncio.timeout(WAIT_S):
+            assert await process.wait() == 0
+
+
+async def test_a_list_that_the_gateway_cannot_give_is_one_line(server: ScriptedServer) -> None:
+    problem = {"title": "Service Unavailable", "detail": "the history does not answer"}
+    server.pages[LIST] = (503, problem)
+    async with in_terminal(server.url) as (terminal, _):
+        await server.accept()
+        await terminal.until("> ")
+        terminal.type("/sessions\n")
+        assert "(the history does not answer)" in await terminal.until("> ")
+        terminal.type("hello\n")  # and the chat goes on
+    [asked] = [request for request in server.requests if "api" in request.path]
+    assert "X-Tenant-ID" not in asked.headers
+
+
+async def test_conversations_are_listed_without_one(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`gateway chat --list`: an id with each, for `--session`."""
+    remember(server, ("s1", "active", ["x " * 100]), ("s2", "expired", ["y"]))
+    server.pages[MESSAGES.format("s2")][1]["next_cursor"] = "older"
+    assert await asyncio.to_thread(list_conversations, server.url) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("s1  2026-03-0")
+    assert first.endswith("  demo  " + "x " * 29 + "x…")
+    assert second.endswith("  demo  … y")
+    assert await asyncio.to_thread(list_conversations, "ws://127.0.0.1:1/ws") == 1
+    assert "no list from http://127.0.0.1:1/api/v1/sessions" in capsys.readouterr().err
 
 
 # --- a file ---------------------------------------------------------------------------------------

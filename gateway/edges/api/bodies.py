@@ -166,7 +166,7 @@ class RunAccepted(Struct, frozen=True):
 
 
 class Erased(Struct, frozen=True):
-    """So many sessions, with all that they had, are erased."""
+    """So many sessions, with all that they had, are erased: at least, when it was begun before."""
 
     sessions: int
 

@@ -1,4 +1,4 @@
-"""Sessions: create, list, read, end."""
+"""Sessions: create, list, read, end, erase."""
 
 from hashlib import sha256
 from http import HTTPStatus
@@ -9,6 +9,7 @@ from loguru import logger
 from msgspec import UNSET, Raw
 
 from gateway.edges.api.bodies import (
+    Erased,
     Session,
     SessionCreate,
     SessionList,
@@ -32,7 +33,7 @@ _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
 class SessionCalls:
-    """Sessions: create, list, read, end."""
+    """Sessions: create, list, read, end, erase."""
 
     def __init__(self, service: SessionService, history: SessionHistory) -> None:
         self._service = service
@@ -79,6 +80,22 @@ class SessionCalls:
                 "Ends a session: its open run is cancelled, its history stays",
                 self._end,
                 status=HTTPStatus.NO_CONTENT,
+            ),
+            Operation(
+                "DELETE",
+                f"{one}/data",
+                "eraseSession",
+                "Erases a session and all that was said in it, live and archived, for good",
+                self._erase,
+                status=HTTPStatus.NO_CONTENT,
+            ),
+            Operation(
+                "DELETE",
+                "/api/v1/users/{user_id}/data",
+                "eraseUser",
+                "Erases all sessions of a user, likewise: the caller's own, no other's",
+                self._erase_user,
+                answers=Erased,
             ),
         ]
 
@@ -151,6 +168,18 @@ class SessionCalls:
                 raise
         else:
             logger.bind(agent_id=view.agent, user_id=view.user).info("session ended")
+
+    async def _erase(self, call: Call[None, None]) -> None:
+        await self._service.erase(call.who, call.path["session_id"])
+        logger.bind(user_id=call.who.user).info("session erased")
+
+    async def _erase_user(self, call: Call[None, None]) -> Erased:
+        who = call.who
+        if call.path["user_id"] != who.user:
+            raise Refused(ErrorCode.FORBIDDEN, f"you are user {who.user!r} here", param="user_id")
+        erased = await self._service.erase_user(who)
+        logger.bind(user_id=who.user, sessions=erased).info("user erased")
+        return Erased(erased)
 
 
 def digest(body: SessionCreate) -> str:

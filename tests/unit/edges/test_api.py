@@ -344,11 +344,37 @@ async def test_a_session_is_ended_once_and_for_all(client, node):
     assert_problem(await client.delete("/api/v1/sessions/nobody"), 404, "session_not_found")
 
 
+async def test_a_session_is_erased_live_and_archived(client, node):
+    node.bus.make(KEY)
+    node.archive.begin(KEY)
+    node.archive.end_run("r1", "q", "a", key=KEY)
+    response = await client.delete(f"{ONE}/data")
+    assert (response.status_code, response.content) == (204, b"")
+    assert node.bus.sessions == node.archive.records == {}
+    for method, path in (("GET", ONE), ("GET", MESSAGES), ("DELETE", f"{ONE}/data")):
+        assert_problem(await client.request(method, path), 404, "session_not_found")
+
+
+async def test_a_user_is_erased_by_nobody_else(client, node):
+    node.archive.begin(SessionKey("default", "old"))
+    for user in ("anonymous", "ann"):
+        node.bus.make(SessionKey("default", user), user=user)
+        node.archive.begin(SessionKey("default", user), user=user)
+    response = await client.delete("/api/v1/users/ann/data")
+    assert_problem(response, 403, "forbidden", "user_id")
+    assert len(node.bus.sessions) == 2
+    response = await client.delete("/api/v1/users/anonymous/data")
+    assert (response.status_code, response.json()) == (200, {"sessions": 2})
+    left = SessionKey("default", "ann")
+    assert list(node.bus.sessions) == list(node.archive.records) == [left]
+
+
 @pytest.mark.parametrize("session_id", ["none", "a" * 65, "a.b", "%C3%A4"])
 async def test_what_can_be_no_session_is_not_found(client, session_id):
     for method, path in (
         ("GET", ""),
         ("DELETE", ""),
+        ("DELETE", "/data"),
         ("GET", "/messages"),
         ("POST", "/runs/r1/cancel"),
     ):
@@ -573,7 +599,7 @@ class Caller:
 
         for name in ("open", "cancel", "agents"):
             setattr(self.node.bus, name, broken)
-        for name in ("sessions", "usage"):
+        for name in ("sessions", "usage", "erase"):
             setattr(self.node.archive, name, broken)
         response = await self()
         assert "hunter2" not in response.text

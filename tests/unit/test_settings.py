@@ -1,0 +1,44 @@
+"""Settings with a form of their own."""
+
+import pytest
+
+from gateway.settings import SettingsError, load_settings
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("acme=30,other=365", {"acme": 30, "other": 365}),
+        (" acme=30 , other=365, ", {"acme": 30, "other": 365}),
+        ("", {}),
+    ],
+)
+def test_retention_by_tenant(
+    monkeypatch: pytest.MonkeyPatch, value: str, meant: dict[str, int]
+) -> None:
+    monkeypatch.setenv("GATEWAY_RETENTION_TENANTS", value)
+    settings, _ = load_settings()
+    assert settings.retention_tenants == meant
+    assert settings.retention_days is None, "by default history is for good"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("GATEWAY_RETENTION_DAYS", "0", "greater than or equal to 1"),
+        ("GATEWAY_RETENTION_DAYS", "99999999", "less than or equal to"),
+        ("GATEWAY_RETENTION_TENANTS", "acme", "acme=30,other=365"),
+        ("GATEWAY_RETENTION_TENANTS", "acme=0", "at least 1"),
+        ("GATEWAY_RETENTION_TENANTS", "=5", "acme=30"),
+        ("GATEWAY_DATABASE_MIGRATE", "perhaps", "boolean"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(f"{variable}={value}: ")
+    assert allowed in line
