@@ -65,6 +65,11 @@ class PostgresServer:
                 raise AssertionError((self._folder / "log").read_text())
             time.sleep(0.02)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def url(self, database: str = "postgres") -> str:
         """`DATABASE_URL` of one of its databases."""
         return f"postgresql://postgres@/{database}?host={self._folder}"
