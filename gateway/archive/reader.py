@@ -64,20 +64,22 @@ class Reader:
 
     async def _transcript(self, key: SessionKey) -> list[tuple[str, bytes]]:
         m = messages.c
-        length = func.length(m.json)
-        upto = func.sum(length).over(order_by=(m.at_ms.desc(), m.nth.desc()))
         newest = (
-            select(m.run_id, m.json, m.at_ms, m.nth, (upto - length).label("newer"))
+            select(m.run_id, m.json, m.at_ms, m.nth)
             .where(*_is(messages, key))
             .order_by(m.at_ms.desc(), m.nth.desc())
             .limit(self._transcript_messages)
             .subquery()
         )
+        n = newest.c
+        length = func.length(n.json)
+        upto = func.sum(length).over(order_by=(n.at_ms.desc(), n.nth.desc()))
+        sized = select(newest, (upto - length).label("newer")).subquery()
         # Characters are no more than bytes; the rest is cut off below. One is kept, however large.
         found = await self._all(
-            select(newest.c.run_id, newest.c.json)
-            .where(newest.c.newer < self._transcript_bytes)
-            .order_by(newest.c.at_ms.desc(), newest.c.nth.desc())
+            select(sized)
+            .where(sized.c.newer < self._transcript_bytes)
+            .order_by(sized.c.at_ms.desc(), sized.c.nth.desc())
         )
         kept: list[tuple[str, bytes]] = []
         left = self._transcript_bytes
@@ -126,16 +128,20 @@ class Reader:
     ) -> list[MessageRecord]:
         """See `History`."""
         m, r = messages.c, runs.c
-        same_run = (r.tenant_id == m.tenant_id) & (r.session_id == m.session_id)
-        wanted = (
-            select(m.at_ms, m.nth, m.run_id, m.json, r.kind, r.code)
-            .join(runs, same_run & (r.run_id == m.run_id))
-            .where(*_is(messages, key))
-        )
+        wanted = select(messages).where(*_is(messages, key))
         if before is not None:
             place = tuple_(literal(before.at_ms, BigInteger), literal(before.nth, BigInteger))
             wanted = wanted.where(tuple_(m.at_ms, m.nth) < place)
-        found = await self._all(wanted.order_by(m.at_ms.desc(), m.nth.desc()).limit(limit))
+        # The page first, then its runs. In one step PostgreSQL, which expects few messages in a
+        # session, joins and sorts all that there are: 350 ms instead of 0.3 in one of 85,000.
+        page = wanted.order_by(m.at_ms.desc(), m.nth.desc()).limit(limit).subquery()
+        p = page.c
+        same_run = (r.tenant_id == p.tenant_id) & (r.session_id == p.session_id)
+        found = await self._all(
+            select(p.at_ms, p.nth, p.run_id, p.json, r.kind, r.code).join_from(
+                page, runs, same_run & (r.run_id == p.run_id)
+            )
+        )
         return [
             MessageRecord(
                 position=MessagePosition(row.at_ms, row.nth),
@@ -144,7 +150,7 @@ class Reader:
                 kind=row.kind,
                 code=row.code,
             )
-            for row in reversed(found)
+            for row in sorted(found, key=lambda row: (row.at_ms, row.nth))
         ]
 
     async def archived(self, key: SessionKey, run_ids: Sequence[str]) -> set[str]:

@@ -20,6 +20,8 @@ const STORAGE_KEY = "nooble.chat";
 const ENVELOPE_BYTES = 2048;
 /** @type {Record<number, string>} For closes that come without a reason. */
 const CLOSED = { 1000: "done", 4401: "sign in again", 4403: "not allowed", 4426: "reload the page" };
+/** Before each look at how earlier runs ended. */
+const RECALL_PAUSES_MS = [0, 1000, 3000, 9000];
 const SUGGESTIONS = ["Hello there", "/slow", "/ask", "/tool", "/burst 1000"];
 
 const agent = new URLSearchParams(location.search).get("agent") || "demo";
@@ -66,6 +68,7 @@ function begin(sessionId, waiting = []) {
     current.replace(events);
     runTools(mine, current, handledTools);
     changed();
+    if (current.transcript.messages.length) void recall(mine, current);
   });
   mine.on("event", ({ runId, event }) => {
     current.event(runId, event);
@@ -83,6 +86,29 @@ function begin(sessionId, waiting = []) {
   for (const message of waiting) if (message.state === "sending") transmit(message);
   mine.connect();
   redraw();
+}
+
+/**
+ * How runs ended is told by events alone: of those that the snapshot replaced, the history knows.
+ * It may be a moment behind, or away: without it the notes are missing, and nothing else.
+ * @param {NoobleSession} mine @param {Conversation} current
+ */
+async function recall(mine, current) {
+  const path = `/api/v1/sessions/${encodeURIComponent(mine.sessionId ?? "")}/messages?limit=200`;
+  for (const pauseMs of RECALL_PAUSES_MS) {
+    await new Promise((resolve) => setTimeout(resolve, pauseMs));
+    let more = true;
+    try {
+      const response = await fetch(path);
+      const past = response.ok ? (await response.json()).messages : [];
+      if (current !== conversation) return;
+      more = response.ok ? current.recall(past) : response.status >= 500;
+    } catch {
+      // The connection is lost: it may be back for the next look.
+    }
+    redraw();
+    if (!more) return;
+  }
 }
 
 /** @param {import("./conversation.js").Waiting} message */

@@ -11,9 +11,21 @@
  *   A user message that no run has begun to answer. `repeatable`: the same id may be sent again.
  * @typedef {{key: string, message: Message} | {key: string, note: Note}} Item
  * @typedef {{kind: "error"|"stopped"|"usage"|"answer", text: string}} Note
+ * @typedef {{message: Message, run_id: string, code?: string,
+ *   outcome?: "success"|"interrupt"|"cancelled"|"error"}} Past
+ *   A message as the HTTP API lists it, with how its run ended, once that is archived.
  */
 
 import { Transcript } from "./transcript.js";
+
+/** @type {Record<string, string>} What the codes mean of which no message is left. */
+const FAILURES = {
+  internal: "the agent failed",
+  no_worker: "there was no agent",
+  timeout: "it took too long",
+  too_large: "it was too long",
+  worker_lost: "the agent was lost",
+};
 
 export class Conversation {
   /** @param {Waiting[]} waiting messages of an earlier life of this page */
@@ -30,6 +42,8 @@ export class Conversation {
     this.pendingTools = [];
     /** @type {Set<string>} */
     this._ended = new Set(); // an ack may arrive after its run's last event
+    /** @type {Set<string>} runs whose end is noted in `items`, or needs no note */
+    this._noted = new Set();
     this._known = 0; // messages of the transcript that are in `items`
     this._notes = 0;
   }
@@ -88,6 +102,28 @@ export class Conversation {
         break;
     }
     this._collect();
+  }
+
+  /**
+   * Notes how runs ended that this page did not see end. Answers whether more is to be known later.
+   * @param {Past[]} past oldest first
+   */
+  recall(past) {
+    /** @type {Map<string, Past[]>} */
+    const runs = new Map();
+    for (const one of past) runs.set(one.run_id, [...(runs.get(one.run_id) ?? []), one]);
+    const ended = [...runs].filter(([id, [{ outcome }]]) => outcome && !this._noted.has(id));
+    const following = new Map([...runs.keys()].map((id, index, ids) => [id, runs.get(ids[index + 1])]));
+    for (const [id, said] of ended) {
+      const note = noteOf(said, following.get(id));
+      if (!note) continue;
+      const ids = new Set(said.map(({ message }) => message.id));
+      const at = this.items.findLastIndex((item) => "message" in item && ids.has(item.message.id));
+      if (at < 0) continue;
+      this._noted.add(id);
+      this.items.splice(at + 1, 0, { key: `past-${id}`, note });
+    }
+    return past.some(({ run_id, outcome }) => !outcome && !this._noted.has(run_id) && !this.runs.has(run_id));
   }
 
   /** A message of this page, shown before the server has it. @param {Waiting} message */
@@ -162,6 +198,7 @@ export class Conversation {
   _over(runId) {
     this.runs.delete(runId);
     this._ended.add(runId);
+    this._noted.add(runId);
   }
 
   /** @param {{run_id: string, status: any}[]} [runs] */
@@ -176,6 +213,7 @@ export class Conversation {
 
   _rebuild() {
     this.items = [];
+    this._noted.clear();
     this._known = 0;
     this._collect();
   }
@@ -189,6 +227,25 @@ export class Conversation {
       if (this.waiting.length) this.waiting = this.waiting.filter(({ id }) => !byId.has(id));
     }
   }
+}
+
+/**
+ * What is to be said of a run's end. A run that ended with a question was followed by one without a
+ * message of the user if he replied; by one with a message if he went on.
+ * @param {Past[]} said @param {Past[] | undefined} following
+ * @returns {Note | undefined}
+ */
+function noteOf(said, following) {
+  const [{ outcome, code = "" }] = said;
+  if (outcome === "cancelled" || code === "cancelled") return { kind: "stopped", text: "Stopped" };
+  if (outcome === "error") {
+    return { kind: "error", text: `The answer failed: ${FAILURES[code] ?? (code || "unknown error")}` };
+  }
+  const calls = said.some(({ message }) => message.toolCalls?.length);
+  if (outcome !== "interrupt" || calls || !following) return undefined;
+  return following.some(({ message }) => message.role === "user")
+    ? { kind: "stopped", text: "The question was not answered" }
+    : { kind: "answer", text: "You replied to the question" };
 }
 
 /** @param {number} n */

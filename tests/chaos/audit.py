@@ -47,6 +47,21 @@ async def counts(fleet: Fleet, crowd: Crowd, patience_s: float, lost: bool) -> l
     return await _in_the_end(wrong, patience_s)
 
 
+async def journals(fleet: Fleet, patience_s: float) -> list[str]:
+    """Everything has come to the archive, and nothing was refused by it."""
+
+    def wrong() -> list[str]:
+        with fleet.redis.client() as redis:
+            return [
+                f"{name.decode()} has {count} entries"
+                for kind in ("j", "jd")
+                for name in redis.scan_iter(f"{kind}:{{p*", count=1000)
+                if (count := redis.xlen(name))
+            ]
+
+    return await _in_the_end(wrong, patience_s)
+
+
 def _negative(fleet: Fleet) -> list[str]:
     return [
         f"{name} is {value} on node-{number}"

@@ -6,6 +6,7 @@
 | gap; duplicate; two contents; words; runs interleave; never delivered; silent loss | 2 |
 | answered twice; started too often; held twice; ended for nothing | 3 |
 | a run never ends; a run begins or ends twice | 4 |
+| not archived; archived twice; archived otherwise | 8 |
 | frame out of turn; error; close code | what a client may expect of the wire |
 
 A loss is permitted only after Redis lost what it had confirmed, and only where the client that it
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from chaos.archived import Archived
 from chaos.reader import Reader, RunRecord, Shared
 from chaos.tape import Call, Fault, Line
 
@@ -44,6 +46,8 @@ class Rules:
     max_attempts: int = 3
     log_bytes: int = 4 * 1024 * 1024
     run_timeout_s: float = 600.0
+    archived_within_s: float = 60.0
+    """What Redis lost so soon after a run's end may not have come to the archive."""
 
 
 @dataclass
@@ -63,8 +67,13 @@ class Checker:
     """Takes sessions one after the other, so that not all of them need be in memory."""
 
     def __init__(
-        self, calls: Sequence[Call], faults: Sequence[Fault], rules: Rules | None = None
+        self,
+        calls: Sequence[Call],
+        faults: Sequence[Fault],
+        rules: Rules | None = None,
+        archive: Archived | None = None,
     ) -> None:
+        self._archive = archive
         self.verdict = Verdict()
         self._rules = rules or Rules()
         self._faults = faults
@@ -89,6 +98,8 @@ class Checker:
             )
         whole = _Whole(name, shared, readers, self._calls, self._faults, self._rules)
         whole.check()
+        if self._archive is not None:
+            self.verdict.totals["archived"] += whole.check_archive(self._archive)
         self.verdict.wrong += whole.wrong
         totals = self.verdict.totals
         totals["sessions"] += 1
@@ -143,6 +154,29 @@ class _Whole:
             self._check_tags(run)
             for outcome in run.ended.values():
                 self._check_outcome(run, outcome)
+
+    def check_archive(self, archive: Archived) -> int:
+        """Each run that anybody saw end is there, once, as it ended. Answers how many were."""
+        count = 0
+        for run in self._shared.runs.values():
+            outcome = archive.ended.get(run.run_id)
+            count += outcome is not None
+            since = min([*run.acked.values(), *run.seen_by.values()], default=run.ended_at)
+            until = run.ended_at + self._rules.archived_within_s
+            if not run.ended or self._lost_between(since, until):
+                continue
+            if outcome is None:
+                self._bad("not archived", f"{run.run_id} of {sorted(run.frames)}")
+            elif outcome not in run.ended.values():
+                self._bad("archived otherwise", f"{run.run_id}: {outcome}, {run.ended}")
+            for frame_id in run.frames:
+                # A restarted run answers what the lost one was asked: it is archived with that.
+                others = [other for other in archive.asked[frame_id] if other != run.run_id]
+                if others and len(self._shared.runs_of[frame_id]) == 1:
+                    self._bad("archived twice", f"{frame_id}: {run.run_id} and {others}")
+            if outcome == "success" and not archive.said[run.run_id]:
+                self._bad("not archived", f"what {run.run_id} said")
+        return count
 
     # --- when all is quiet ------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from random import Random
 
 from chaos.fleet import NODES, WORKERS, Fleet
@@ -158,6 +159,19 @@ async def _redis_empty(breaker: Breaker) -> None:
         await asyncio.to_thread(redis.start)
 
 
+# --- the archive ----------------------------------------------------------------------------------
+
+
+async def _archive_lock(breaker: Breaker) -> None:
+    """Another process holds the database: history waits in Redis."""
+    async with breaker.fault("lock archive"):
+        with closing(sqlite3.connect(breaker.fleet.history, isolation_level=None)) as connection:
+            connection.execute("PRAGMA busy_timeout = 10000")
+            connection.execute("BEGIN IMMEDIATE")
+            await breaker.last(3, 12)
+            connection.execute("ROLLBACK")
+
+
 FAULTS: dict[str, Do] = {
     "node_kill": lambda b: _kill(b, b.node()),
     "node_drain": lambda b: _drain(b, b.node()),
@@ -185,6 +199,7 @@ FAULTS: dict[str, Do] = {
     "redis_kill": _redis_kill,
     "redis_power_failure": _redis_power_failure,
     "redis_empty": _redis_empty,
+    "archive_lock": _archive_lock,
 }
 """Every kind of fault."""
 

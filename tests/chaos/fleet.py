@@ -24,6 +24,7 @@ class Fleet:
 
     Attributes:
         redis: the server itself.
+        history: the archive, a file that both nodes use.
         stack: nodes and workers.
         proxies: the network; named like the processes.
         names: of all processes but Redis.
@@ -33,6 +34,7 @@ class Fleet:
         """Starts Redis and the network."""
         self.journal = folder / "journal"
         self.journal.mkdir()
+        self.history = folder / "history.db"
         self.names = [f"node-{n}" for n in range(NODES)] + [f"worker-{n}" for n in range(WORKERS)]
         self.redis = RedisServer(folder / "redis")
         self.redis.start()

@@ -23,6 +23,7 @@ _TESTS = Path(__file__).parent.parent
 sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
 from chaos import audit  # noqa: E402
+from chaos.archived import read_archive  # noqa: E402
 from chaos.checker import LOOK, Checker, Rules, Verdict  # noqa: E402
 from chaos.crowd import Crowd  # noqa: E402
 from chaos.faults import FAULTS, Breaker, schedule  # noqa: E402
@@ -117,6 +118,7 @@ async def _run(
     await crowd.look(plan.patience_s)
     troubles += [f"{name} does not come to rest" for name in crowd.restless]
     lost = any(fault.loses for fault in breaker.faults)
+    troubles += await audit.journals(fleet, 40)
     troubles += await audit.counts(fleet, crowd, 40, lost)
     troubles += await asyncio.to_thread(audit.leftovers, fleet)
     return troubles
@@ -135,7 +137,8 @@ async def _break(plan: Plan, breaker: Breaker) -> None:
 
 
 def _check(plan: Plan, folder: Path, faults: Sequence[Fault]) -> Verdict:
-    checker = Checker(read_calls(folder / "journal"), faults, Rules())
+    archive = read_archive(folder / "history.db")
+    checker = Checker(read_calls(folder / "journal"), faults, Rules(), archive)
     for session in sorted((folder / "tapes").iterdir()):
         paths = sorted(session.glob("*.tape"), key=lambda path: (path.stem == LOOK, path.stem))
         files = {path.stem: path.open("rb") for path in paths}
@@ -158,6 +161,7 @@ def table(plan: Plan, outcome: Outcome) -> str:
         ("seed, clients, duration", f"{plan.seed}, {plan.clients}, {outcome.seconds:.0f} s"),
         ("events checked", f"{totals['events']:,}"),
         ("sessions; messages acknowledged", f"{totals['sessions']:,}; {totals['messages']:,}"),
+        ("runs in the archive", f"{totals['archived']:,} of {totals['runs']:,}"),
         ("runs by outcome", _listed(totals, "run ")),
         ("faults", f"{len(outcome.faults)}: " + ", ".join(f"{k} {n}" for k, n in kinds.items())),
         ("connections; resumes", f"{totals['connections']:,}; {totals['resumes']:,}"),

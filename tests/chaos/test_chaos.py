@@ -9,7 +9,14 @@ from chaos.run import Plan, chaos, table
 SHORT = Plan(
     seed=1,
     clients=16,
-    only=["worker_kill", "node_kill", "redis_pause", "worker_cut", "redis_power_failure"],
+    only=[
+        "worker_kill",
+        "node_kill",
+        "redis_pause",
+        "worker_cut",
+        "archive_lock",
+        "redis_power_failure",
+    ],
     lease_s=3.0,
     recovery_s=2.0,
     burst=200,
@@ -19,10 +26,11 @@ SHORT = Plan(
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
 async def test_nothing_is_lost_in_a_short_run(tmp_path: Path) -> None:
-    """Guarantees 1 to 5 and 7, under a worker, a node and a Redis that die, hang and come back."""
+    """Guarantees 1 to 5, 7 and 8, under processes, a Redis and an archive that fail and recover."""
     outcome = await chaos(SHORT, tmp_path, print)
     print(table(SHORT, outcome))
     assert [*outcome.troubles, *map(str, outcome.verdict.wrong)] == []
     assert outcome.verdict.totals["events"] > 1000
     assert outcome.verdict.totals["resumes"] > 5
+    assert outcome.verdict.totals["archived"] > 50
     assert len(outcome.faults) == len(SHORT.only)

@@ -1,12 +1,14 @@
 """The checker passes right histories, and sees each thing that can be wrong with one."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from support.witness import expected
 
+from chaos.archived import Archived
 from chaos.checker import Checker, Rules, Verdict
 from chaos.tape import Call, Fault, Line
 
@@ -112,9 +114,14 @@ EMPTIED = Fault("redis_empty", 1.5, 2.0, loses=True)
 
 
 def check(
-    *scripts: Script, faults: Any = (), calls: Any = CALLED, rules: Rules | None = None, **more: Any
+    *scripts: Script,
+    faults: Any = (),
+    calls: Any = CALLED,
+    rules: Rules | None = None,
+    archive: Archived | None = None,
+    **more: Any,
 ) -> Verdict:
-    checker = Checker(list(calls), list(faults), rules)
+    checker = Checker(list(calls), list(faults), rules, archive)
     tapes: dict[str, Iterator[Line]] = {f"c{i}": iter(s.lines) for i, s in enumerate(scripts)}
     checker.session("session", {**tapes, **{name: iter(s.lines) for name, s in more.items()}})
     return checker.verdict
@@ -459,3 +466,44 @@ def test_a_session_that_is_over_was_closed_by_somebody(closed: bool) -> None:
     if closed:
         other.sent("close", id="c")
     assert rules_broken(script, other) == (set() if closed else {"ended for nothing"})
+
+
+# --- the archive ----------------------------------------------------------------------------------
+
+
+def kept(**changes: Any) -> Archived:
+    """The archive of `whole`."""
+    fields: dict[str, Any] = {
+        "ended": {"r1": "success"},
+        "asked": {"m1": ["r1"]},
+        "said": {"r1": ["m1/2 0 1 "]},
+        **changes,
+    }
+    return Archived(fields["ended"], defaultdict(list, fields["asked"]), fields["said"])
+
+
+def test_a_run_that_is_archived() -> None:
+    verdict = check(whole(), archive=kept())
+    assert verdict.wrong == []
+    assert verdict.totals["archived"] == 1
+
+
+@pytest.mark.parametrize(
+    ("archive", "rule"),
+    [
+        (kept(ended={}), "not archived"),
+        (kept(said={"r1": []}), "not archived"),
+        (kept(ended={"r1": "cancelled"}), "archived otherwise"),
+        (kept(asked={"m1": ["r1", "r9"]}), "archived twice"),
+    ],
+)
+def test_what_is_wrong_with_an_archive(archive: Archived, rule: str) -> None:
+    """Guarantee 8."""
+    assert rules_broken(whole(), archive=archive) == {rule}
+
+
+def test_what_redis_lost_before_it_was_archived() -> None:
+    lost = Fault("empty restart redis", 3, 4, loses=True)
+    later = Fault("empty restart redis", 300, 301, loses=True)
+    assert rules_broken(whole(), archive=kept(ended={}), faults=[lost]) == set()
+    assert rules_broken(whole(), archive=kept(ended={}), faults=[later]) == {"not archived"}

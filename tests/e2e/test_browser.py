@@ -109,6 +109,23 @@ def test_reload_in_mid_answer(chat: ChatPage, stack: Stack) -> None:
     expect(chat.questions.locator(".text")).to_have_text(["/slow 60"])
 
 
+def test_how_answers_ended_survives_a_reload(chat: ChatPage) -> None:
+    """Stopped, failed, and a question that was answered: the page has it from the history."""
+    chat.say("/slow 60")
+    chat.wait_for_text(5)
+    chat.stop.click()
+    expect(chat.notes.filter(has_text="Stopped")).to_have_count(1)
+    chat.say("/fail")
+    expect(chat.notes.filter(has_text="The answer failed")).to_have_count(1)
+    chat.say("/ask")
+    chat.page.get_by_role("group").get_by_role("button", name="Yes").click()
+    expect(chat.answer).to_contain_text("Then listen")
+    chat.finished()
+    chat.page.reload()
+    for text in ("Stopped", "The answer failed: the agent failed", "You replied to the question"):
+        expect(chat.notes.filter(has_text=text)).to_have_count(1)
+
+
 def test_two_tabs_of_one_session(chat: ChatPage, browser: Browser, stack: Stack) -> None:
     """The link makes a second tab follow: the same questions and answers, in order, in both."""
     chat.say("/slow 3")

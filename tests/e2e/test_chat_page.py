@@ -31,6 +31,9 @@ class Peer:
         self.received: list[list[Frame]] = []
         self.refuse = refuse
         self.interrupts: list[Frame] = []
+        self.snapshot: list[Frame] = []
+        self.history: list[list[Frame]] = []
+        """What the HTTP API answers of the messages, one request after the other."""
         self.seq = 0
         chat.page.route(f"{ORIGIN}/**", self._serve)
         chat.page.route_web_socket("ws://chat.test/ws", self._accept)
@@ -60,6 +63,10 @@ class Peer:
 
     def _serve(self, route: Route) -> None:
         path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
+        if path.startswith("/api/"):
+            messages = self.history.pop(0) if self.history else []
+            route.fulfill(json={"messages": messages, "next_cursor": None})
+            return
         file = WEB / ("index.html" if path == "/" else path.removeprefix("/web/"))
         route.fulfill(body=file.read_bytes(), content_type=TYPES.get(file.suffix, "text/html"))
 
@@ -95,7 +102,7 @@ class Peer:
             pending_tool_calls=[],
         )
         if "after" not in frame:
-            self.send(type="snapshot", cursor=cursor, events=[])
+            self.send(type="snapshot", cursor=cursor, events=self.snapshot)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +258,57 @@ def test_reset_replaces_what_was_shown(chat: ChatPage) -> None:
 def ask(peer: Peer, *interrupts: Frame) -> None:
     outcome = {"type": "interrupt", "interrupts": list(interrupts)}
     peer.event({"type": "RUN_FINISHED", "runId": "r1", "outcome": outcome})
+
+
+def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
+    """That stands in events alone; the history tells it of those that the snapshot replaced, when
+    it has caught up, and of each run once."""
+    said: list[tuple[str, str, str, Frame]] = [
+        ("r1", "user", "stop", {"outcome": "cancelled"}),
+        ("r1", "assistant", "I was", {"outcome": "cancelled"}),
+        ("r2", "user", "fail", {"outcome": "error", "code": "timeout"}),
+        ("r3", "user", "ask", {"outcome": "interrupt"}),
+        ("r3", "assistant", "One thing", {"outcome": "interrupt"}),
+        ("r4", "assistant", "Thanks", {"outcome": "success"}),
+        ("r5", "user", "ask", {"outcome": "interrupt"}),
+        ("r6", "user", "never mind", {"outcome": "error", "code": "odd"}),
+    ]
+    messages = [
+        {"id": f"m{number}", "role": role, "content": text}
+        for number, (_, role, text, _) in enumerate(said)
+    ]
+    known = [
+        {"message": message, "run_id": run_id, **end}
+        for message, (run_id, _, _, end) in zip(messages, said, strict=True)
+    ]
+    behind = [*known[:-1], {"message": messages[-1], "run_id": "r6"}]
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": messages}]
+    peer.history = [behind, known]
+    peer.start()
+    chat.connected()
+    expected = [
+        "stop",
+        "I was",
+        "Stopped",
+        "fail",
+        "The answer failed: it took too long",
+        "ask",
+        "One thing",
+        "You replied to the question",
+        "Thanks",
+        "ask",
+        "The question was not answered",
+        "never mind",
+        "The answer failed: odd",
+    ]
+    expect(chat.page.locator("#log .text, #log .note p")).to_have_text(expected)
+    peer.event({"type": "RUN_STARTED", "runId": "r7"}, run_id="r7")
+    peer.event(
+        {"type": "RUN_ERROR", "runId": "r7", "code": "internal", "message": "no"}, run_id="r7"
+    )
+    expected.append("The answer failed: no")
+    expect(chat.page.locator("#log .text, #log .note p")).to_have_text(expected)
 
 
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:

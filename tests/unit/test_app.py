@@ -4,9 +4,8 @@ from pathlib import Path
 
 import httpx
 
-from gateway.app import Node, now_ms
-from gateway.archive.archive import Archive
-from gateway.archive.database import Database
+from gateway.app import Node, now_ms, report
+from gateway.archive.archive import open_archive
 from gateway.bus.bus import Bus
 from gateway.bus.connection import create_client
 from gateway.session.model import Limits
@@ -14,16 +13,16 @@ from gateway.session.model import Limits
 
 async def test_unknown_paths_and_methods_are_problem_documents(tmp_path: Path):
     client = create_client("redis://127.0.0.1:1")  # nothing asks it
-    database = Database(f"sqlite:///{tmp_path / 'history.db'}")
-    archive = Archive(database, Limits(), now_ms=now_ms)
     try:
-        transport = httpx.ASGITransport(app=Node(Bus(client, Limits()), archive, Limits()).app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            for method, path, status in (("GET", "/nope", 404), ("POST", "/metrics", 405)):
-                response = await http.request(method, path)
-                assert response.status_code == status
-                assert response.headers["content-type"] == "application/problem+json"
-                assert response.json()["status"] == status
+        async with open_archive(
+            tmp_path / "history.db", Limits(), migrates=True, now_ms=now_ms, report=report
+        ) as archive:
+            transport = httpx.ASGITransport(app=Node(Bus(client, Limits()), archive, Limits()).app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                for method, path, status in (("GET", "/nope", 404), ("POST", "/metrics", 405)):
+                    response = await http.request(method, path)
+                    assert response.status_code == status
+                    assert response.headers["content-type"] == "application/problem+json"
+                    assert response.json()["status"] == status
     finally:
         await client.aclose()
-        await database.close()
