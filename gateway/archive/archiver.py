@@ -74,7 +74,8 @@ class Archiver:
             clock: tells the time.
             report: is told of unexpected faults.
             interval_s: how often the journals are looked at,
-            watch_s: and how often their state is.
+            watch_s: and how often their state is; more often while something waits, so that what is
+                shown of it is true.
         """
         self._journal = journal
         self._write = write
@@ -174,13 +175,17 @@ class Archiver:
 
     async def _watch(self) -> None:
         while True:
+            pause_s = self._watch_s
             try:
-                self._look(await self._journal.state())
+                state = await self._journal.state()
+                self._look(state)
+                if state.entries:
+                    pause_s /= 5
             except Unavailable:
                 pass
             except Exception as error:  # noqa: BLE001 - the next look may succeed
                 self._report("the journals could not be looked at", error)
-            await asyncio.sleep(self._watch_s)
+            await asyncio.sleep(pause_s)
 
     def _look(self, state: JournalState) -> None:
         self._probe.journal(state)

@@ -9,10 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.archive.database import ERASING, Database, hold
 from gateway.archive.schema import messages, runs, sessions, tombstones
 from gateway.archive.statements import greatest, upsert
-from gateway.session.model import SessionKey
 
 BATCH = 500
 """So many runs go in one transaction: others who write wait for no more."""
+_SESSIONS = 50
 
 
 async def erase(
@@ -40,12 +40,16 @@ async def erase(
     while True:
         async with database.writing() as connection:
             found = await connection.execute(
-                select(s.tenant_id, s.session_id).where(*named).order_by(s.session_id).limit(1)
+                select(s.session_id).where(*named).order_by(s.session_id).limit(_SESSIONS)
             )
-            row = found.one_or_none()
-            if row is None:
+            ids = [row.session_id for row in found]
+            if not ids:
                 return count
-            count += await _remove_session(connection, SessionKey(row.tenant_id, row.session_id))
+            where = [runs.c.tenant_id == tenant, runs.c.session_id.in_(ids)]
+            if len(await remove_runs(connection, where, runs.c.session_id)) < BATCH:
+                nothing_left = delete(sessions).where(s.tenant_id == tenant, s.session_id.in_(ids))
+                await connection.execute(nothing_left)
+                count += len(ids)
 
 
 async def _bury(
@@ -60,18 +64,6 @@ async def _bury(
         ),
         {"tenant_id": tenant, "user_id": user, "session_id": session_id, "at_ms": at_ms},
     )
-
-
-async def _remove_session(connection: AsyncConnection, key: SessionKey) -> int:
-    """A step towards its end. Answers 1 when nothing is left of it."""
-    where = [runs.c.tenant_id == key.tenant, runs.c.session_id == key.session_id]
-    if len(await remove_runs(connection, where, runs.c.run_id)) == BATCH:
-        return 0
-    s = sessions.c
-    await connection.execute(
-        delete(sessions).where(s.tenant_id == key.tenant, s.session_id == key.session_id)
-    )
-    return 1
 
 
 async def remove_runs(

@@ -120,10 +120,12 @@ async def test_usage_outlives_erasure(database: Database) -> None:
     assert (day["runs"], day["output_tokens"]) == (1, 5)
 
 
-async def test_a_large_session_goes_in_steps(database: Database) -> None:
-    key = some_session()
-    await Writer(database).write([ended(key, T0 + n) for n in range(BATCH * 2)])
-    assert await reader_of(database).erase("acme", "ann") == 1
+async def test_much_goes_in_steps(database: Database) -> None:
+    """A long session, and many short ones."""
+    key, writer = some_session(), Writer(database)
+    await writer.write([ended(key, T0 + n) for n in range(BATCH * 2)])
+    await writer.write([ended(some_session(), T0 + n) for n in range(120)])
+    assert await reader_of(database).erase("acme", "ann") == 121
     assert await left(database) == NOTHING
 
 

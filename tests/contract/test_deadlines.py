@@ -13,7 +13,7 @@ from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.session.archive import SessionOver
 from gateway.session.errors import Fenced, Refused
-from gateway.session.model import AgentInfo, WorkerInfo
+from gateway.session.model import AgentInfo, Limits, WorkerInfo
 from protocol.codes import ErrorCode
 from protocol.frames import Cursor
 
@@ -99,15 +99,19 @@ async def test_a_lost_worker_after_the_first_event_ends_the_run(talk: Talk) -> N
         await talk.append(lost, 2, "C")
 
 
-async def test_a_worker_that_comes_back_in_time_keeps_its_run(redis_url: str, talk: Talk) -> None:
-    claim = await talk.running()
-    await talk.append(claim, 0, "A")
-    advanced = await talk.advance("lease")
+async def test_a_worker_that_comes_back_in_time_keeps_its_run(redis_url: str, bus: Bus) -> None:
+    # But for this lease no deadline of the run passes under our hands, as one of QUICK might.
+    async with connected_bus(redis_url, Limits(lease_s=0.15)) as hasty:
+        talk = Talk(hasty)
+        await talk.open()
+        claim = await talk.running()
+        await talk.append(claim, 0, "A")
+        advanced = await talk.advance("lease")
+    talk.bus = bus
     await talk.append(claim, 1, "B")
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, advanced)
-    async with connected_bus(redis_url) as patient:  # a lease that does not pass under our hands
-        await patient.runs.renew([(claim.ref, claim.attempt)])
+    await bus.runs.renew([(claim.ref, claim.attempt)])
     moved = replace(advanced, ordinal=2)  # the right fence, but the deadline is no longer due
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, moved)
