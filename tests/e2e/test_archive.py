@@ -28,7 +28,7 @@ from support.stack import COUNTING, Stack
 from gateway.archive.database import Database
 from gateway.archive.schema import messages, runs, sessions, usage_daily
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 P = "nooble_orchestrator_"
 DEPTH = f'{P}queue_depth{{queue="archive",tenant_id="_all"}}'
@@ -349,7 +349,7 @@ async def test_an_operator_sees_what_waits_and_replays_what_was_refused(folder: 
                 },
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=60,
                 check=False,
             )
 
