@@ -148,11 +148,15 @@ async def test_a_message_is_answered_and_the_next_one_follows(talk: Talk) -> Non
 async def test_slots_bound_how_many_run_at_once(talk: Talk) -> None:
     talks = [Talk(talk.bus, agent=talk.agent) for _ in range(5)]
     running = most = 0
+    both = asyncio.Event()
 
     async def count(run: Run) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
+        if running == 2:
+            both.set()
+        await both.wait()  # the first one has the second beside it, however slowly that comes
         await run.say("x")
         await asyncio.sleep(0.01)
         running -= 1
