@@ -102,6 +102,7 @@ class Database:
             BadRecord: it will never take what it was given.
         """
         async with self._asking(_WRITE_TIMEOUT_S, writes=True) as connection:
+            await _bound(connection)
             yield connection
         self._refusal = ""
 
@@ -211,6 +212,18 @@ async def hold(connection: AsyncConnection, lock: int, *, shared: bool = False) 
         await connection.execute(select(take(lock)))
 
 
+async def _bound(connection: AsyncConnection) -> None:
+    """What the server ends by itself: the transaction of a node that died or hangs in the middle of
+    it, whose rows and locks others wait for. Per transaction, since poolers pass on no settings.
+    """
+    if connection.dialect.name == "postgresql":
+        bounds = ("idle_in_transaction_session_timeout", "statement_timeout")
+        milliseconds = str(int(_WRITE_TIMEOUT_S * 1000))
+        await connection.execute(
+            select(*(func.set_config(name, milliseconds, True) for name in bounds))
+        )
+
+
 async def try_hold(connection: AsyncConnection, lock: int) -> bool:
     """As `hold`, but False instead of waiting."""
     if connection.dialect.name != "postgresql":
@@ -237,12 +250,25 @@ def _parse(url: str) -> URL:
     return parsed
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """Gives up its transaction, and with it the lock, when it is closed.
+
+    Python keeps both while a statement of it is not yet collected as garbage, and one that was cut
+    off by a time bound may stay long in a traceback.
+    """
+
+    def close(self) -> None:
+        if self.in_transaction:
+            self.rollback()
+        super().close()
+
+
 def _sqlite(url: URL) -> AsyncEngine:
     if sqlite3.sqlite_version_info < (3, 35):  # RETURNING
         raise UnusableDatabase(f"SQLite {sqlite3.sqlite_version}: 3.35 or later is needed")
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
-        connect_args={"timeout": _LOCK_TIMEOUT_S},
+        connect_args={"timeout": _LOCK_TIMEOUT_S, "factory": _SqliteConnection},
         pool_size=_CONNECTIONS,
         max_overflow=0,
         pool_timeout=_CONNECT_TIMEOUT_S,

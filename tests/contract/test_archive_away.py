@@ -1,20 +1,25 @@
 """A database that is away, full, locked or hanging: a bounded wait, our own words, no damage."""
 
 import asyncio
+import gc
 import os
 import resource
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from loguru import logger
 from support.databases import PostgresServer, postgres_server
-from support.history import T0, begun, ended, rows, some_session
+from support.history import T0, begun, ended, message, rows, some_session
 
 import gateway.archive.database as database_module
-from gateway.archive.database import Database
+from gateway.archive.database import ERASING, Database, hold
 from gateway.archive.errors import HistoryAway, UnusableDatabase
 from gateway.archive.migrate import migrate, prepare
 from gateway.archive.reader import Reader
@@ -215,3 +220,58 @@ async def test_a_cancelled_call_leaves_the_database_usable(database: Database) -
         await asyncio.gather(task, return_exceptions=True)
     assert len(await rows(database, runs)) == 200
     assert database.breaker.state is BreakerState.CLOSED
+
+
+HANGS = """
+import asyncio, sys
+import gateway.archive.database as module
+from gateway.archive.database import ERASING, Database, hold
+
+module._WRITE_TIMEOUT_S = 2.0
+
+async def main():
+    async with Database(sys.argv[1]).writing() as connection:
+        await hold(connection, ERASING, shared=True)
+        print("holds", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_node_that_hangs_in_mid_transaction_holds_up_nobody_for_long(
+    own_postgres: PostgresServer,
+) -> None:
+    """Its locks end with its transaction, and the server ends that."""
+    url = own_postgres.create(f"test_{time.monotonic_ns()}")
+    other = Database(url)
+    await migrate(other)
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as hung:
+        try:
+            assert hung.stdout is not None
+            assert await asyncio.to_thread(hung.stdout.readline) == b"holds\n"
+            hung.send_signal(signal.SIGSTOP)
+            async with other.writing() as connection:
+                await hold(connection, ERASING)
+        finally:
+            hung.kill()
+    await other.close()
+
+
+async def test_a_write_that_met_its_bound_keeps_no_lock(
+    local: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python closes a connection late while a statement of it lives, in a traceback say."""
+    monkeypatch.setattr(database_module, "_WRITE_TIMEOUT_S", 1.0)
+    said = [message("assistant", "x" * 500) for _ in range(300)]
+    records = [ended(some_session(), said=said) for _ in range(400)]
+    gc.disable()
+    try:
+        with pytest.raises(HistoryAway):
+            await Writer(local).write(records)
+        with closing(sqlite3.connect(tmp_path / "history.db", timeout=5)) as another:
+            another.execute("BEGIN IMMEDIATE")
+    finally:
+        gc.enable()
