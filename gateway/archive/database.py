@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
-from gateway.archive.faults import FAULTS, Fault, understand
+from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 
@@ -185,10 +185,21 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, *, writes: bool) -> AsyncGenerator[AsyncConnection]:
-        async with self._engine.connect() as connection:
-            await connection.execution_options(writes=writes)
-            async with connection.begin():
-                yield connection
+        asked = False
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(writes=writes)
+                async with connection.begin():
+                    asked = True
+                    yield connection
+                    asked = False
+        except PoolTimeoutError:
+            raise
+        except Exception as error:
+            if asked:
+                raise
+            # A certificate that is not trusted, a name that cannot be: whatever it is.
+            raise NoTransaction from error
 
 
 _TOUCH = text("UPDATE alembic_version SET version_num = version_num")

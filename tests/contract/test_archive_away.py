@@ -6,11 +6,12 @@ import os
 import resource
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from gateway.archive.writer import Writer
 from gateway.session.archive import SessionFilter
 from gateway.session.breaker import BreakerState
 from gateway.session.errors import Unavailable
+from gateway.session.model import SessionKey
 from protocol.codes import ErrorCode
 
 
@@ -195,6 +197,62 @@ async def test_a_full_postgresql_is_an_answer(remote: Database) -> None:
     with pytest.raises(HistoryAway) as caught:
         await remote.check()
     assert "no space left" in caught.value.why
+
+
+@pytest.fixture
+async def distrusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """A server whose certificate nobody knows: it is its own."""
+    name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate"))
+    for place in (files, ("-keyout", str(tmp_path / "k"), "-out", str(tmp_path / "other"))):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *place, *name],
+            check=True,
+            capture_output=True,
+        )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readexactly(8)  # SSLRequest
+            writer.write(b"S")
+            await writer.start_tls(tls)
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("PGSSLROOTCERT", str(tmp_path / "other"))
+    database = Database(f"postgresql://ann@127.0.0.1:{port}/history?sslmode=verify-full")
+    yield database
+    await database.close()
+    server.close()
+
+
+async def test_a_certificate_that_is_not_trusted_is_an_outage(distrusted: Database) -> None:
+    """Guarantee 8: SSLCertVerificationError is a ValueError, and no record is to blame for it."""
+    database, key = distrusted, some_session()
+    reader = reader_of(database)
+    for ask in (
+        lambda: Writer(database).write([ended(key)]),
+        lambda: reader.session(key, "ann"),
+        lambda: reader.erase("acme", "ann"),
+        database.check,
+    ):
+        database.breaker.succeed()  # each of them asks the server
+        with pytest.raises(HistoryAway) as caught:
+            await ask()
+        assert "certificate" in caught.value.why.lower()
+    await prepare(database, migrates=True)
+    with pytest.raises(UnusableDatabase, match=r"(?i)certificate"):
+        await migrate(database)
+
+
+async def test_what_cannot_be_written_is_nowhere_to_be_read_or_erased(database: Database) -> None:
+    reader = reader_of(database)
+    assert await reader.session(SessionKey("acme", "half \ud800"), "ann") is None
+    assert await reader.erase("acme", "half \ud800") == 0
 
 
 async def test_a_file_that_is_no_database_does_not_stop_the_start(tmp_path: Path) -> None:
