@@ -284,11 +284,14 @@ class History(Protocol):
     Raises (all): `Unavailable` when the database does not answer.
     """
 
-    async def recall(self, key: SessionKey, user: str) -> Recalled | None:
+    async def recall(
+        self, key: SessionKey, user: str, *, creating: bool = False
+    ) -> Recalled | None:
         """What an expired or lost session is made live again from.
 
         None when the archive does not know it, it is another user's, or it was erased. Raises
-        `Refused` with `session_ended` when it was completed.
+        `Refused` with `session_ended` when it was completed; who is `creating` it is told so of one
+        that was erased, too, since nothing of it would ever be archived.
         """
         ...
 

@@ -84,8 +84,12 @@ class LittleArchive:
         if self.down:
             raise Unavailable("the history does not answer")
 
-    async def recall(self, key: SessionKey, user: str) -> Recalled | None:
+    async def recall(
+        self, key: SessionKey, user: str, *, creating: bool = False
+    ) -> Recalled | None:
         self._read("recall")
+        if creating and (key.tenant, user, key.session_id) in self.erased:
+            raise Refused(ErrorCode.SESSION_ENDED, "the session that this key made was erased")
         record = await self.session(key, user)
         if record is None:
             return None
