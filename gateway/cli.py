@@ -371,14 +371,12 @@ def _settings(**overrides: Any) -> tuple[Settings, Limits]:
 
 
 def _start(settings: Settings, main_task: _Main, *, answers: bool = False) -> None:
-    """Runs a process to its end. A foreseen fault is one line and exit code 1.
-
-    Among what one `answers` stands no log line.
-    """
+    """Runs a process to its end. A foreseen fault is one line and exit code 1."""
     import uvloop
 
     from gateway.telemetry.logs import configure_logging
 
+    # Among answers stands no log line.
     level, stream = ("WARNING", sys.stderr) if answers else (settings.log_level, sys.stdout)
     logs = configure_logging(level=level, style=settings.log_format, stream=stream)
     failure = ""

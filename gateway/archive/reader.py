@@ -198,9 +198,12 @@ class Reader:
             for row in await self._all(wanted.order_by(u.day, u.agent_id, u.model))
         ]
 
-    async def erase(self, tenant: str, user: str, session_id: str = "") -> int:
+    async def erase(
+        self, tenant: str, user: str, session_id: str = "", *, at_ms: int | None = None
+    ) -> int:
         """See `History`."""
-        return await erase(self._database, tenant, user, session_id, now_ms=self._now_ms())
+        now_ms = self._now_ms() if at_ms is None else at_ms
+        return await erase(self._database, tenant, user, session_id, now_ms=now_ms)
 
     async def _one(self, wanted: Any) -> Row[Any] | None:
         found = await self._all(wanted)

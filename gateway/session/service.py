@@ -216,7 +216,9 @@ class SessionService:
 
     async def erase_user(self, who: Principal) -> int:
         """Removes all sessions of this user, likewise. Answers how many there were, at least."""
-        archived = await self._history.erase(who.tenant, who.user)
+        # By Redis's clock: by ours, were it ahead, what begins from now on would not be archived.
+        at_ms = await self._erasure.now_ms()
+        archived = await self._history.erase(who.tenant, who.user, at_ms=at_ms)
         alive = await self._erasure.sessions_of(who.tenant, who.user)
         for key in alive:
             await self._erase(key, who.user)

@@ -116,6 +116,17 @@ async def test_a_clock_ahead_of_ours_does_not_save_anything(database: Database) 
     assert await left(database) == NOTHING
 
 
+async def test_our_clock_ahead_does_not_lose_what_begins_after_an_erasure(
+    database: Database,
+) -> None:
+    await reader_of(database, T0 + 600_000).erase("acme", "ann", at_ms=T0)
+    before, after = some_session(), some_session()
+    await Writer(database).write([begun(before, T0), begun(after, T0 + 1)])
+    reader = reader_of(database)
+    assert await reader.session(before, "ann") is None
+    assert await reader.session(after, "ann") is not None
+
+
 async def test_a_foreign_session_cannot_be_erased(database: Database) -> None:
     """Guarantee 6; nor does the tombstone stop its owner's history."""
     key, writer, reader = some_session(), Writer(database), reader_of(database)

@@ -137,6 +137,13 @@ async def test_one_that_does_not_live_cannot_be_made_live_either(bus: Bus) -> No
     assert (await Talk(bus, talk.key, user="its owner").open()).created, "not by who never had it"
 
 
+async def test_its_time_is_that_of_the_sessions(bus: Bus) -> None:
+    before = await Talk(bus).open()
+    now_ms = await bus.erasure.now_ms()
+    after = await Talk(bus).open()
+    assert before.created_ms <= now_ms <= after.created_ms
+
+
 async def test_the_journal_is_told_nothing(talk: Talk) -> None:
     await talk.archive()
     await busy(talk)

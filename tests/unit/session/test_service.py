@@ -516,3 +516,10 @@ async def test_all_of_a_user_is_erased_and_nothing_of_others(world, service):
     assert {key.session_id for key in mine[:2]} <= {name for _, _, name in world.archive.erased}
     assert ("acme", "anonymous", "") in world.archive.erased
     assert ("acme", "anonymous", "") in world.bus.dropped_dead
+
+
+async def test_up_to_when_a_user_is_erased_is_by_the_clock_of_redis(world, service):
+    """A node's clock that is ahead would drop what begins after it."""
+    assert world.now_ms != await world.bus.now_ms()
+    await service.erase_user(ANONYMOUS)
+    assert world.archive.erased_upto_ms == await world.bus.now_ms()
