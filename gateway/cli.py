@@ -32,6 +32,7 @@ archive = typer.Typer(
 )
 app.add_typer(archive, name="archive")
 
+_Main = Callable[[], Coroutine[Any, Any, None]]
 Host = Annotated[str | None, typer.Option(help="Address to serve.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port to serve.", show_default="8000")]
 
@@ -123,7 +124,7 @@ def migrate(
 ) -> None:
     """Brings the history's database to the version that this gateway needs."""
     settings, _ = _settings()
-    _start(settings, lambda: _migrate(settings, to))
+    _start(settings, lambda: _migrate(settings, to), answers=True)
 
 
 @app.command()
@@ -162,7 +163,7 @@ def status() -> None:
     from gateway import operating
 
     settings, limits = _settings()
-    _start(settings, lambda: _say(operating.status(settings, limits)))
+    _start(settings, lambda: _say(operating.status(settings, limits)), answers=True)
 
 
 @archive.command()
@@ -176,7 +177,9 @@ def dead(
     from gateway import operating
 
     settings, limits = _settings()
-    _start(settings, lambda: _say(operating.dead(settings, limits, count, fields=fields)))
+    _start(
+        settings, lambda: _say(operating.dead(settings, limits, count, fields=fields)), answers=True
+    )
 
 
 @archive.command()
@@ -192,12 +195,15 @@ def replay(
     if bool(letters) == every:
         raise typer.BadParameter("name dead letters, or --all")
     settings, limits = _settings()
-    _start(settings, lambda: _say(operating.replay(settings, limits, letters or [])))
+    _start(settings, lambda: _say(operating.replay(settings, limits, letters or [])), answers=True)
 
 
-async def _say(lines: Coroutine[Any, Any, list[str]]) -> None:
-    for line in await lines:
+async def _say(asked: Coroutine[Any, Any, tuple[list[str], bool]]) -> None:
+    lines, well = await asked
+    for line in lines:
         typer.echo(line)
+    if not well:
+        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -364,13 +370,15 @@ def _settings(**overrides: Any) -> tuple[Settings, Limits]:
         _fail(str(error))
 
 
-def _start(settings: Settings, main_task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _start(settings: Settings, main_task: _Main, *, answers: bool = False) -> None:
     """Runs a process to its end. A foreseen fault is one line and exit code 1."""
     import uvloop
 
     from gateway.telemetry.logs import configure_logging
 
-    logs = configure_logging(level=settings.log_level, style=settings.log_format)
+    # Among answers stands no log line.
+    level, stream = ("WARNING", sys.stderr) if answers else (settings.log_level, sys.stdout)
+    logs = configure_logging(level=level, style=settings.log_format, stream=stream)
     failure = ""
     try:
         uvloop.run(main_task())

@@ -121,8 +121,8 @@ class Database:
             why = understand(error).why
             raise UnusableDatabase(f"{self.where}: no usable answer ({why})") from None
 
-    async def check(self) -> None:
-        """Whether history can be read and written.
+    async def check(self, *, writing: bool = False) -> None:
+        """Whether history can be read and written; `writing` tries it, though no write was refused.
 
         Raises:
             HistoryAway: when not, with the reason in `why`.
@@ -131,10 +131,10 @@ class Database:
             version = await schema_version(connection)
         if version < VERSION:
             raise OldSchema(version)
-        if self._refusal:
+        if self._refusal or writing:
             # Reading works when the disk is full, so only a write can tell. While others write and
             # are refused, this is known.
-            if time.monotonic() - self._refused_at < _REFUSAL_S:
+            if self._refusal and time.monotonic() - self._refused_at < _REFUSAL_S:
                 raise HistoryAway(self._refusal)
             async with self._asking(_CHECK_TIMEOUT_S, writes=True) as connection:
                 await connection.execute(_TOUCH)

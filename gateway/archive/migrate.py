@@ -54,7 +54,7 @@ async def prepare(database: Database, *, migrates: bool) -> None:
         UnusableDatabase: the schema is old, and stays so.
     """
     try:
-        await database.check()
+        await database.check(writing=True)
     except OldSchema as error:
         if not migrates:
             raise UnusableDatabase(f"{database.where}: {error.why}") from None

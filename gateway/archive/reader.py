@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, lit
 from gateway.archive.database import Database
 from gateway.archive.erasure import erase
 from gateway.archive.errors import BadRecord
-from gateway.archive.schema import messages, runs, sessions, usage_daily
+from gateway.archive.schema import messages, runs, sessions, tombstones, usage_daily
 from gateway.session.archive import (
     MessagePosition,
     MessageRecord,
@@ -45,8 +45,14 @@ class Reader:
         self._transcript_messages = transcript_messages
         self._transcript_bytes = transcript_bytes
 
-    async def recall(self, key: SessionKey, user: str) -> Recalled | None:
+    async def recall(
+        self, key: SessionKey, user: str, *, creating: bool = False
+    ) -> Recalled | None:
         """See `History`."""
+        if creating:
+            its = (*_is(tombstones, key), tombstones.c.user_id == user)
+            if await self._one(select(tombstones.c.at_ms).where(*its)) is not None:
+                raise Refused(ErrorCode.SESSION_ENDED, "the session that this key made was erased")
         found = await self._one(
             select(sessions).where(*_is(sessions, key), sessions.c.user_id == user)
         )
@@ -192,10 +198,13 @@ class Reader:
             for row in await self._all(wanted.order_by(u.day, u.agent_id, u.model))
         ]
 
-    async def erase(self, tenant: str, user: str, session_id: str = "") -> int:
+    async def erase(
+        self, tenant: str, user: str, session_id: str = "", *, at_ms: int | None = None
+    ) -> int:
         """See `History`."""
+        now_ms = self._now_ms() if at_ms is None else at_ms
         try:
-            return await erase(self._database, tenant, user, session_id, now_ms=self._now_ms())
+            return await erase(self._database, tenant, user, session_id, now_ms=now_ms)
         except BadRecord:
             return 0  # as in `_all`
 

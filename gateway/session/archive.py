@@ -232,6 +232,10 @@ class Erasure(Protocol):
         """Every session of a user that lives, ended ones that are still remembered too."""
         ...
 
+    async def now_ms(self) -> int:
+        """The time by the clock that sessions have theirs from; of several the earliest."""
+        ...
+
     async def erase(self, key: SessionKey, user: str, *, call_id: str) -> Closed:
         """Ends the session and removes all that it has; its worker is told to stop.
 
@@ -284,11 +288,14 @@ class History(Protocol):
     Raises (all): `Unavailable` when the database does not answer.
     """
 
-    async def recall(self, key: SessionKey, user: str) -> Recalled | None:
+    async def recall(
+        self, key: SessionKey, user: str, *, creating: bool = False
+    ) -> Recalled | None:
         """What an expired or lost session is made live again from.
 
         None when the archive does not know it, it is another user's, or it was erased. Raises
-        `Refused` with `session_ended` when it was completed.
+        `Refused` with `session_ended` when it was completed; who is `creating` it is told so of one
+        that was erased, too, since nothing of it would ever be archived.
         """
         ...
 
@@ -330,9 +337,12 @@ class History(Protocol):
         """Usage of a tenant from one day to another, both included, by day, agent and model."""
         ...
 
-    async def erase(self, tenant: str, user: str, session_id: str = "") -> int:
+    async def erase(
+        self, tenant: str, user: str, session_id: str = "", *, at_ms: int | None = None
+    ) -> int:
         """Removes all of a user, or one session of theirs. Answers how many sessions.
 
+        All of a user is what was begun up to `at_ms`, by the clock of the live sessions.
         A tombstone stays: what the journals bring later of it is dropped.
         """
         ...

@@ -78,7 +78,8 @@ class SessionService:
     ) -> SessionView:
         """A new session; with a `session_id` given, the one that an earlier call made.
 
-        That call must have asked for the same, by `digest`, or it is an `id_conflict`.
+        That call must have asked for the same, by `digest`, or it is an `id_conflict`; one that was
+        erased since is not made again (`session_ended`).
         """
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
@@ -86,8 +87,12 @@ class SessionService:
         recalled: Recalled | None = None
         if session_id is not None:
             with suppress(Unavailable):  # creating does not wait for the archive
-                recalled = await self._history.recall(key, who.user)
-        if recalled is not None and recalled.agent != agent:
+                recalled = await self._history.recall(key, who.user, creating=True)
+        if recalled is not None and (recalled.agent, recalled.on_detach, _object(recalled)) != (
+            agent,
+            on_detach,
+            metadata or {},
+        ):
             raise Refused(ErrorCode.ID_CONFLICT, "this key was used for another session")
         view = await self._open(
             key,
@@ -211,7 +216,9 @@ class SessionService:
 
     async def erase_user(self, who: Principal) -> int:
         """Removes all sessions of this user, likewise. Answers how many there were, at least."""
-        archived = await self._history.erase(who.tenant, who.user)
+        # By Redis's clock: by ours, were it ahead, what begins from now on would not be archived.
+        at_ms = await self._erasure.now_ms()
+        archived = await self._history.erase(who.tenant, who.user, at_ms=at_ms)
         alive = await self._erasure.sessions_of(who.tenant, who.user)
         for key in alive:
             await self._erase(key, who.user)
@@ -285,6 +292,10 @@ class SessionService:
             with suppress(Unavailable):
                 await self._queue.dispatch(accepted.dispatch, accepted.agent)
         return Ack(frame_id, accepted.status, accepted.run_id or None)
+
+
+def _object(recalled: Recalled) -> Any:
+    return msgspec.json.decode(recalled.metadata)
 
 
 def digest(frame: Message | Answer | ToolResult) -> str:

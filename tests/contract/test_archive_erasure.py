@@ -3,6 +3,7 @@
 import asyncio
 from uuid import uuid4
 
+import pytest
 from sqlalchemy import text
 from support.databases import PostgresServer
 from support.history import T0, begun, ended, everything, over, rows, some_session
@@ -14,6 +15,8 @@ from gateway.archive.reader import Reader
 from gateway.archive.schema import usage_daily
 from gateway.archive.writer import Writer
 from gateway.session.archive import Record
+from gateway.session.errors import Refused
+from protocol.codes import ErrorCode
 
 
 def reader_of(database: Database, now_ms: int = T0 + 1000) -> Reader:
@@ -44,6 +47,21 @@ async def test_one_session_is_erased_and_stays_so(database: Database) -> None:
     assert await left(database) == {"sessions": 1, "runs": 1, "messages": 2}
     assert await reader.session(other, "ann") is not None
     assert await reader.erase("acme", "ann", key.session_id) == 0
+
+
+async def test_an_erased_session_is_not_created_again(database: Database) -> None:
+    """Its id comes from an idempotency key: what was made anew would never be archived."""
+    key, reader = some_session(), reader_of(database)
+    await Writer(database).write([begun(key)])
+    await reader.erase("acme", "ann", key.session_id)
+    with pytest.raises(Refused) as caught:
+        await reader.recall(key, "ann", creating=True)
+    assert caught.value.code is ErrorCode.SESSION_ENDED
+    assert await reader.recall(key, "ann") is None, "who looks for it finds none"
+    assert await reader.recall(key, "bob", creating=True) is None
+    # All of a user is erased up to a moment: what is begun by a key later is archived.
+    await reader.erase("acme", "ann")
+    assert await reader.recall(some_session(), "ann", creating=True) is None
 
 
 async def test_all_of_a_user_is_erased_and_others_keep_theirs(database: Database) -> None:
@@ -96,6 +114,17 @@ async def test_a_clock_ahead_of_ours_does_not_save_anything(database: Database) 
     assert await reader.erase("acme", "ann") == 1
     await Writer(database).write([begun(key, T0 + 60_000)])
     assert await left(database) == NOTHING
+
+
+async def test_our_clock_ahead_does_not_lose_what_begins_after_an_erasure(
+    database: Database,
+) -> None:
+    await reader_of(database, T0 + 600_000).erase("acme", "ann", at_ms=T0)
+    before, after = some_session(), some_session()
+    await Writer(database).write([begun(before, T0), begun(after, T0 + 1)])
+    reader = reader_of(database)
+    assert await reader.session(before, "ann") is None
+    assert await reader.session(after, "ann") is not None
 
 
 async def test_a_foreign_session_cannot_be_erased(database: Database) -> None:

@@ -119,6 +119,14 @@ async def test_nobody_makes_it_again(talk: Talk) -> None:
     assert len(await keys_of(talk)) == 1
 
 
+async def test_who_creates_it_again_by_its_key_is_told_that_it_is_over(talk: Talk) -> None:
+    await erase(talk)
+    assert await refused(talk.open(digest="same")) is ErrorCode.SESSION_ENDED
+    assert len(await keys_of(talk)) == 1
+    foreign = Talk(talk.bus, talk.key, user="its owner")
+    assert (await foreign.open(digest="same")).created, "not by who never had it"
+
+
 async def test_one_that_does_not_live_cannot_be_made_live_either(bus: Bus) -> None:
     """It expired, and somebody may have recalled it just before it was erased."""
     talk = Talk(bus)
@@ -127,6 +135,13 @@ async def test_one_that_does_not_live_cannot_be_made_live_either(bus: Bus) -> No
     code = await refused(talk.open(agent=None, recalled=recalled))
     assert code is ErrorCode.SESSION_NOT_FOUND
     assert (await Talk(bus, talk.key, user="its owner").open()).created, "not by who never had it"
+
+
+async def test_its_time_is_that_of_the_sessions(bus: Bus) -> None:
+    before = await Talk(bus).open()
+    now_ms = await bus.erasure.now_ms()
+    after = await Talk(bus).open()
+    assert before.created_ms <= now_ms <= after.created_ms
 
 
 async def test_the_journal_is_told_nothing(talk: Talk) -> None:

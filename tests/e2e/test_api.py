@@ -176,6 +176,10 @@ def test_what_is_erased_is_gone_for_good(stack: Stack, api: Api) -> None:
             assert api.ask("GET", f"/sessions/{session}{path}", 404)["code"] == "session_not_found"
         api.say(session, "back?", 404)
     assert api.sessions() == [kept]
+    keyed = {"json": {"agent_id": "demo"}, "headers": {"Idempotency-Key": "once"}}
+    by_key = api.ask("POST", "/sessions", 201, **keyed)["session_id"]
+    api.ask("DELETE", f"/sessions/{by_key}/data", 204)
+    assert api.ask("POST", "/sessions", 410, **keyed)["code"] == "session_ended"
     new = api.create()  # which is not archived yet, perhaps
     assert api.ask("DELETE", "/users/somebody/data", 403)["code"] == "forbidden"
     assert api.ask("DELETE", "/users/anonymous/data")["sessions"] >= 1

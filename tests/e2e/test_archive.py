@@ -353,7 +353,7 @@ async def test_an_operator_sees_what_waits_and_replays_what_was_refused(folder: 
                     **os.environ,
                     "REDIS_URL": stack.redis_url,
                     "GATEWAY_DATA_DIR": str(folder),
-                    "GATEWAY_LOG_LEVEL": "WARNING",
+                    "GATEWAY_LOG_LEVEL": "DEBUG",  # what is logged stands not among the answers
                 },
                 capture_output=True,
                 text=True,
@@ -377,6 +377,11 @@ async def test_an_operator_sees_what_waits_and_replays_what_was_refused(folder: 
         assert letter["fields"]["entry"] == "of a later version"
         replayed = await asyncio.to_thread(gateway, "replay", letter["id"])
         assert replayed.stdout == "put back: 1\n"
+        again = await asyncio.to_thread(gateway, "replay", letter["id"])
+        assert (again.returncode, again.stdout) == (
+            1,
+            f"put back: 0\nnot found: {letter['id']}\n",
+        )
         everything = await asyncio.to_thread(gateway, "replay", "--all")
         assert everything.returncode == 0
         wrong = await asyncio.to_thread(gateway, "replay", "nonsense")

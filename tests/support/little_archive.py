@@ -34,6 +34,7 @@ class LittleArchive:
         self.runs: dict[SessionKey, set[str]] = {}
         self.used: list[tuple[str, UsageRecord]] = []
         self.erased: list[tuple[str, str, str]] = []
+        self.erased_upto_ms: int | None = None
         self.calls: Counter[str] = Counter()
         self.down = False
         self.on_read: Callable[[str], None] = lambda _name: None
@@ -84,8 +85,12 @@ class LittleArchive:
         if self.down:
             raise Unavailable("the history does not answer")
 
-    async def recall(self, key: SessionKey, user: str) -> Recalled | None:
+    async def recall(
+        self, key: SessionKey, user: str, *, creating: bool = False
+    ) -> Recalled | None:
         self._read("recall")
+        if creating and (key.tenant, user, key.session_id) in self.erased:
+            raise Refused(ErrorCode.SESSION_ENDED, "the session that this key made was erased")
         record = await self.session(key, user)
         if record is None:
             return None
@@ -160,8 +165,11 @@ class LittleArchive:
             and model in (None, one.model)
         ]
 
-    async def erase(self, tenant: str, user: str, session_id: str = "") -> int:
+    async def erase(
+        self, tenant: str, user: str, session_id: str = "", *, at_ms: int | None = None
+    ) -> int:
         self._read("erase")
+        self.erased_upto_ms = at_ms
         self.erased.append((tenant, user, session_id))
         mine = [
             key

@@ -9,15 +9,20 @@
 --          pending tools JSON, on_detach, home_seq, made here, metadata JSON, then (run id, status)
 --          pairs, the open run first
 -- Guarantees: a session is created once, whoever repeats the call; another user's answers like an
---          unknown one, and so does one that the user erased; one node is home, and counts what comes after `home_seq`. A node that left
---          told how far it had counted; what a dead one had not counted goes with it.
+--          unknown one, and so does one that the user erased, except to who would create it again
+--          by the same key; one node is home, and counts what comes after `home_seq`. A node that
+--          left told how far it had counted; what a dead one had not counted goes with it.
 
 local user, agent, metadata, node, dead_home, epoch = unpack(ARGV, 1, 6)
 local limits = limits_of(ARGV[7])
 local created, homed = 0, 0
 
 if redis.call('EXISTS', K.session) == 0 then
-  if agent == '' or redis.call('HGET', K.tombstone, 'user') == user then
+  local gone = redis.call('HGET', K.tombstone, 'user') == user
+  if gone and ARGV[10] ~= '' then
+    return refuse('session_ended', 'the session that this key made was erased')
+  end
+  if agent == '' or gone then
     return refuse('session_not_found', 'no such session')
   end
   if journal_full(limits) then

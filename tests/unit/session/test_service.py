@@ -336,12 +336,39 @@ async def test_while_the_archive_is_away_nobody_is_told_that_a_session_is_gone(w
 async def test_a_key_that_made_a_session_finds_it_when_it_has_expired(world, service):
     world.archive.begin()
     world.archive.end_run("r1", "hi", "ho")
-    await service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
+    await service.create(ANONYMOUS, "demo", {"a": 1}, session_id=KEY.session_id)
     assert len(world.bus.sessions[KEY].messages) == 2
-    world.archive.begin(KEY, agent="other")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"agent": "other"},
+        {"metadata": {"a": 2}},
+        {"metadata": None},
+        {"on_detach": "cancel"},
+    ],
+)
+async def test_a_key_that_made_another_session_is_a_conflict_when_that_has_expired(
+    world, service, asked
+):
+    world.archive.begin()
+    world.bus.agent_names.add("other")
+    asked = {"agent": "demo", "metadata": {"a": 1}, **asked}
+    with pytest.raises(Refused) as refused:
+        await service.create(ANONYMOUS, session_id=KEY.session_id, **asked)
+    assert refused.value.code == ErrorCode.ID_CONFLICT
+    assert world.bus.sessions == {}
+
+
+async def test_a_key_whose_session_was_erased_makes_none(world, service):
+    """It would never be archived."""
+    world.archive.begin()
+    await service.erase(ANONYMOUS, KEY.session_id)
     with pytest.raises(Refused) as refused:
         await service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
-    assert refused.value.code == ErrorCode.ID_CONFLICT
+    assert refused.value.code == ErrorCode.SESSION_ENDED
+    assert world.bus.sessions == {}
 
 
 async def test_a_session_that_redis_lost_begins_anew_with_what_is_archived(world, service):
@@ -489,3 +516,10 @@ async def test_all_of_a_user_is_erased_and_nothing_of_others(world, service):
     assert {key.session_id for key in mine[:2]} <= {name for _, _, name in world.archive.erased}
     assert ("acme", "anonymous", "") in world.archive.erased
     assert ("acme", "anonymous", "") in world.bus.dropped_dead
+
+
+async def test_up_to_when_a_user_is_erased_is_by_the_clock_of_redis(world, service):
+    """A node's clock that is ahead would drop what begins after it."""
+    assert world.now_ms != await world.bus.now_ms()
+    await service.erase_user(ANONYMOUS)
+    assert world.archive.erased_upto_ms == await world.bus.now_ms()
