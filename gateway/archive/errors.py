@@ -1,6 +1,5 @@
 """What the archive cannot do: now (the database's fault), or ever (the record's)."""
 
-from gateway.archive.schema import VERSION
 from gateway.session.errors import CannotStart, Unavailable
 
 
@@ -29,6 +28,8 @@ class OldSchema(HistoryAway):
 
     def __init__(self, version: str) -> None:
         """`version` is where it stands; empty where it has no tables."""
+        from gateway.archive.schema import VERSION  # and SQLAlchemy with it: workers do without
+
         found = f"is at version {version}" if version else "has no tables"
         super().__init__(f"the database {found}, {VERSION} is needed: run `gateway migrate`")
 

@@ -1,5 +1,7 @@
 """The composition: what no part shows alone."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -26,3 +28,10 @@ async def test_unknown_paths_and_methods_are_problem_documents(tmp_path: Path):
                     assert response.json()["status"] == status
     finally:
         await client.aclose()
+
+
+def test_a_worker_starts_without_the_archives_library():
+    """It would pay a third of a second for what only nodes use."""
+    shown = "import gateway.app, sys; print('sqlalchemy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
