@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
-from gateway.archive.faults import FAULTS, Fault, understand
+from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 
@@ -102,6 +102,7 @@ class Database:
             BadRecord: it will never take what it was given.
         """
         async with self._asking(_WRITE_TIMEOUT_S, writes=True) as connection:
+            await _bound(connection)
             yield connection
         self._refusal = ""
 
@@ -184,10 +185,21 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, *, writes: bool) -> AsyncGenerator[AsyncConnection]:
-        async with self._engine.connect() as connection:
-            await connection.execution_options(writes=writes)
-            async with connection.begin():
-                yield connection
+        asked = False
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(writes=writes)
+                async with connection.begin():
+                    asked = True
+                    yield connection
+                    asked = False
+        except PoolTimeoutError:
+            raise
+        except Exception as error:
+            if asked:
+                raise
+            # A certificate that is not trusted, a name that cannot be: whatever it is.
+            raise NoTransaction from error
 
 
 _TOUCH = text("UPDATE alembic_version SET version_num = version_num")
@@ -209,6 +221,18 @@ async def hold(connection: AsyncConnection, lock: int, *, shared: bool = False) 
     if connection.dialect.name == "postgresql":
         take = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
         await connection.execute(select(take(lock)))
+
+
+async def _bound(connection: AsyncConnection) -> None:
+    """What the server ends by itself: the transaction of a node that died or hangs in the middle of
+    it, whose rows and locks others wait for. Per transaction, since poolers pass on no settings.
+    """
+    if connection.dialect.name == "postgresql":
+        bounds = ("idle_in_transaction_session_timeout", "statement_timeout")
+        milliseconds = str(int(_WRITE_TIMEOUT_S * 1000))
+        await connection.execute(
+            select(*(func.set_config(name, milliseconds, True) for name in bounds))
+        )
 
 
 async def try_hold(connection: AsyncConnection, lock: int) -> bool:
@@ -237,12 +261,25 @@ def _parse(url: str) -> URL:
     return parsed
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """Gives up its transaction, and with it the lock, when it is closed.
+
+    Python keeps both while a statement of it is not yet collected as garbage, and one that was cut
+    off by a time bound may stay long in a traceback.
+    """
+
+    def close(self) -> None:
+        if self.in_transaction:
+            self.rollback()
+        super().close()
+
+
 def _sqlite(url: URL) -> AsyncEngine:
     if sqlite3.sqlite_version_info < (3, 35):  # RETURNING
         raise UnusableDatabase(f"SQLite {sqlite3.sqlite_version}: 3.35 or later is needed")
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
-        connect_args={"timeout": _LOCK_TIMEOUT_S},
+        connect_args={"timeout": _LOCK_TIMEOUT_S, "factory": _SqliteConnection},
         pool_size=_CONNECTIONS,
         max_overflow=0,
         pool_timeout=_CONNECT_TIMEOUT_S,

@@ -1,7 +1,7 @@
 """What a database's errors mean: it is away, it cannot now, or it will never take the data."""
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -17,7 +17,12 @@ def _driver_faults() -> tuple[type[Exception], ...]:
     return (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
+class NoTransaction(Exception):
+    """It could not be begun, or not be committed: its cause says why. No record is to blame."""
+
+
 FAULTS: tuple[type[Exception], ...] = (
+    NoTransaction,
     DBAPIError,
     sqlite3.Error,
     OSError,
@@ -27,6 +32,10 @@ FAULTS: tuple[type[Exception], ...] = (
     *_driver_faults(),
 )
 """Whatever a call of the database may raise. (TimeoutError is an OSError.)"""
+
+_ENCODING = (OverflowError, UnicodeError)
+"""The driver cannot encode what it was given. (Other kinds of ValueError are not about that:
+ssl.SSLCertVerificationError is one.)"""
 
 _NEVER = ("22", "23", "54")
 """Classes of SQLSTATE: data exception, integrity, a limit of the program exceeded."""
@@ -63,13 +72,17 @@ def understand(error: Exception) -> Fault:
     """What an error of `FAULTS` means; what is not known to be the data's fault is the database's,
     so that nothing is set aside that might be written later.
     """
+    if isinstance(error, NoTransaction) and isinstance(error.__cause__, Exception):
+        return replace(understand(error.__cause__), for_ever=False)
     origin: Any = error
     if isinstance(error, DBAPIError) and error.orig is not None:
         origin = error.orig
-    encoding = origin if isinstance(origin, ValueError | OverflowError) else origin.__cause__
-    if isinstance(encoding, ValueError | OverflowError):
-        # The driver cannot encode it. What asyncpg says of it quotes it, and may be a message.
-        return Fault(type(encoding).__name__, answered=True, for_ever=True)
+    cause: BaseException | None = origin
+    while cause is not None:
+        if isinstance(cause, _ENCODING):
+            # What asyncpg says of it quotes it, and may be a message.
+            return Fault(type(cause).__name__, answered=True, for_ever=True)
+        cause = cause.__cause__
     why = _one_line(origin)
     state = getattr(origin, "sqlstate", None)
     if state:

@@ -215,7 +215,10 @@ class Reader:
 
     async def erase(self, tenant: str, user: str, session_id: str = "") -> int:
         """See `History`."""
-        return await erase(self._database, tenant, user, session_id, now_ms=self._now_ms())
+        try:
+            return await erase(self._database, tenant, user, session_id, now_ms=self._now_ms())
+        except BadRecord:
+            return 0  # as in `_all`
 
     async def _one(self, wanted: Any) -> Row[Any] | None:
         found = await self._all(wanted)
@@ -226,7 +229,7 @@ class Reader:
             async with self._database.reading() as connection:
                 return (await connection.execute(wanted)).all()
         except BadRecord:
-            return []  # what cannot be written is not there
+            return []  # asked for what cannot be written, and so is not there
 
 
 def _is(table: Any, key: SessionKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

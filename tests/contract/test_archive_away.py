@@ -1,20 +1,26 @@
 """A database that is away, full, locked or hanging: a bounded wait, our own words, no damage."""
 
 import asyncio
+import gc
 import os
 import resource
+import signal
 import sqlite3
+import ssl
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from loguru import logger
 from support.databases import PostgresServer, postgres_server
-from support.history import T0, begun, ended, rows, some_session
+from support.history import T0, begun, ended, message, rows, some_session
 
 import gateway.archive.database as database_module
-from gateway.archive.database import Database
+from gateway.archive.database import ERASING, Database, hold
 from gateway.archive.errors import HistoryAway, UnusableDatabase
 from gateway.archive.migrate import migrate, prepare
 from gateway.archive.reader import Reader
@@ -23,6 +29,7 @@ from gateway.archive.writer import Writer
 from gateway.session.archive import SessionFilter
 from gateway.session.breaker import BreakerState
 from gateway.session.errors import Unavailable
+from gateway.session.model import SessionKey
 from protocol.codes import ErrorCode
 
 
@@ -192,6 +199,62 @@ async def test_a_full_postgresql_is_an_answer(remote: Database) -> None:
     assert "no space left" in caught.value.why
 
 
+@pytest.fixture
+async def distrusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """A server whose certificate nobody knows: it is its own."""
+    name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate"))
+    for place in (files, ("-keyout", str(tmp_path / "k"), "-out", str(tmp_path / "other"))):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *place, *name],
+            check=True,
+            capture_output=True,
+        )
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readexactly(8)  # SSLRequest
+            writer.write(b"S")
+            await writer.start_tls(tls)
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("PGSSLROOTCERT", str(tmp_path / "other"))
+    database = Database(f"postgresql://ann@127.0.0.1:{port}/history?sslmode=verify-full")
+    yield database
+    await database.close()
+    server.close()
+
+
+async def test_a_certificate_that_is_not_trusted_is_an_outage(distrusted: Database) -> None:
+    """Guarantee 8: SSLCertVerificationError is a ValueError, and no record is to blame for it."""
+    database, key = distrusted, some_session()
+    reader = reader_of(database)
+    for ask in (
+        lambda: Writer(database).write([ended(key)]),
+        lambda: reader.session(key, "ann"),
+        lambda: reader.erase("acme", "ann"),
+        database.check,
+    ):
+        database.breaker.succeed()  # each of them asks the server
+        with pytest.raises(HistoryAway) as caught:
+            await ask()
+        assert "certificate" in caught.value.why.lower()
+    await prepare(database, migrates=True)
+    with pytest.raises(UnusableDatabase, match=r"(?i)certificate"):
+        await migrate(database)
+
+
+async def test_what_cannot_be_written_is_nowhere_to_be_read_or_erased(database: Database) -> None:
+    reader = reader_of(database)
+    assert await reader.session(SessionKey("acme", "half \ud800"), "ann") is None
+    assert await reader.erase("acme", "half \ud800") == 0
+
+
 async def test_a_file_that_is_no_database_does_not_stop_the_start(tmp_path: Path) -> None:
     (tmp_path / "history.db").write_bytes(os.urandom(8192))
     database = Database(tmp_path / "history.db")
@@ -215,3 +278,58 @@ async def test_a_cancelled_call_leaves_the_database_usable(database: Database) -
         await asyncio.gather(task, return_exceptions=True)
     assert len(await rows(database, runs)) == 200
     assert database.breaker.state is BreakerState.CLOSED
+
+
+HANGS = """
+import asyncio, sys
+import gateway.archive.database as module
+from gateway.archive.database import ERASING, Database, hold
+
+module._WRITE_TIMEOUT_S = 2.0
+
+async def main():
+    async with Database(sys.argv[1]).writing() as connection:
+        await hold(connection, ERASING, shared=True)
+        print("holds", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_node_that_hangs_in_mid_transaction_holds_up_nobody_for_long(
+    own_postgres: PostgresServer,
+) -> None:
+    """Its locks end with its transaction, and the server ends that."""
+    url = own_postgres.create(f"test_{time.monotonic_ns()}")
+    other = Database(url)
+    await migrate(other)
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as hung:
+        try:
+            assert hung.stdout is not None
+            assert await asyncio.to_thread(hung.stdout.readline) == b"holds\n"
+            hung.send_signal(signal.SIGSTOP)
+            async with other.writing() as connection:
+                await hold(connection, ERASING)
+        finally:
+            hung.kill()
+    await other.close()
+
+
+async def test_a_write_that_met_its_bound_keeps_no_lock(
+    local: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python closes a connection late while a statement of it lives, in a traceback say."""
+    monkeypatch.setattr(database_module, "_WRITE_TIMEOUT_S", 1.0)
+    said = [message("assistant", "x" * 500) for _ in range(300)]
+    records = [ended(some_session(), said=said) for _ in range(400)]
+    gc.disable()
+    try:
+        with pytest.raises(HistoryAway):
+            await Writer(local).write(records)
+        with closing(sqlite3.connect(tmp_path / "history.db", timeout=5)) as another:
+            another.execute("BEGIN IMMEDIATE")
+    finally:
+        gc.enable()
