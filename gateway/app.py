@@ -33,6 +33,7 @@ from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
+from gateway.session.eraser import Eraser
 from gateway.session.errors import CannotStart, Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
@@ -157,10 +158,19 @@ class Node:
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
         self._wheel = Wheel(time.monotonic, report)
+        self._endings = Endings(
+            sessions=bus.sessions,
+            erasure=bus.erasure,
+            probe=telemetry,
+            clock=time.monotonic,
+            report=report,
+        )
+        eraser = Eraser(history=archive.history, journal=bus.journal, endings=self._endings)
         self._hub = Hub(
             sessions=bus.sessions,
             notices=bus.notices,
             recall=archive.history.recall,
+            eraser=eraser,
             probe=telemetry,
             node=self.node_id,
             clock=time.monotonic,
@@ -199,13 +209,6 @@ class Node:
             grace_s=limits.resume_grace_s,
             node_lease_s=limits.node_lease_s,
         )
-        self._endings = Endings(
-            sessions=bus.sessions,
-            erasure=bus.erasure,
-            probe=telemetry,
-            clock=time.monotonic,
-            report=report,
-        )
         service = SessionService(
             sessions=bus.sessions,
             queue=bus.runs,
@@ -213,6 +216,7 @@ class Node:
             hub=self._hub,
             endings=self._endings,
             history=archive.history,
+            eraser=eraser,
             erasure=bus.erasure,
             journal=bus.journal,
             node=self.node_id,

@@ -47,8 +47,7 @@ async def erase(
                 return count
             where = [runs.c.tenant_id == tenant, runs.c.session_id.in_(ids)]
             if len(await remove_runs(connection, where, runs.c.session_id)) < BATCH:
-                nothing_left = delete(sessions).where(s.tenant_id == tenant, s.session_id.in_(ids))
-                await connection.execute(nothing_left)
+                await remove_sessions(connection, tenant, ids)
                 count += len(ids)
 
 
@@ -79,12 +78,25 @@ async def remove_runs(
     )
     gone = found.all()
     if gone:
-        keys = [{"t": row.tenant_id, "s": row.session_id, "r": row.run_id} for row in gone]
+        # In the order of their keys, so that two who remove never wait for each other in turn.
+        keys = [{"t": key[0], "s": key[1], "r": key[2]} for key in sorted(row[:3] for row in gone)]
         for table in (messages, runs):
             await connection.execute(_REMOVE[table.name], keys)
     return list(gone)
 
 
+async def remove_sessions(
+    connection: AsyncConnection, tenant: str, session_ids: Sequence[str]
+) -> None:
+    """Removes sessions that have no runs any more, in the order of their keys."""
+    if session_ids:
+        keys = [{"t": tenant, "s": session_id} for session_id in sorted(session_ids)]
+        await connection.execute(_REMOVE_SESSION, keys)
+
+
+_REMOVE_SESSION = delete(sessions).where(
+    sessions.c.tenant_id == bindparam("t"), sessions.c.session_id == bindparam("s")
+)
 _REMOVE = {
     table.name: delete(table).where(
         table.c.tenant_id == bindparam("t"),

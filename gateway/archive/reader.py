@@ -5,7 +5,18 @@ so that a page costs the same wherever it stands.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, String, func, literal, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    String,
+    exists,
+    func,
+    literal,
+    select,
+    tuple_,
+)
 
 from gateway.archive.database import Database
 from gateway.archive.erasure import erase
@@ -54,7 +65,11 @@ class Reader:
             if await self._one(select(tombstones.c.at_ms).where(*its)) is not None:
                 raise Refused(ErrorCode.SESSION_ENDED, "the session that this key made was erased")
         found = await self._one(
-            select(sessions).where(*_is(sessions, key), sessions.c.user_id == user)
+            select(sessions).where(
+                *_is(sessions, key),
+                sessions.c.user_id == user,
+                ~exists().where(*_names(key, user, sessions.c.created_ms)),
+            )
         )
         if found is None or not found.agent_id:
             return None
@@ -66,6 +81,7 @@ class Reader:
             on_detach=found.on_detach or _ON_DETACH,
             messages=await self._transcript(key),
             state=None if found.state is None else found.state.encode(),
+            begun_ms=found.created_ms,
         )
 
     async def _transcript(self, key: SessionKey) -> list[tuple[str, bytes]]:
@@ -96,6 +112,11 @@ class Reader:
                 break
             kept.append((row.run_id, message))
         return kept[::-1]
+
+    async def is_erased(self, key: SessionKey, user: str, begun_ms: int) -> bool:
+        """See `History`."""
+        begun = literal(begun_ms, BigInteger)
+        return await self._one(select(tombstones).where(*_names(key, user, begun))) is not None
 
     async def session(self, key: SessionKey, user: str) -> SessionRecord | None:
         """See `History`."""
@@ -222,6 +243,16 @@ class Reader:
 
 def _is(table: Any, key: SessionKey) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.tenant_id == key.tenant, table.c.session_id == key.session_id
+
+
+def _names(
+    key: SessionKey, user: str, begun_ms: ColumnElement[int]
+) -> tuple[ColumnElement[bool], ...]:
+    """The tombstones of a session that was begun then."""
+    t = tombstones.c
+    of_user = (t.session_id == "") & (t.at_ms >= begun_ms)
+    this = t.session_id == key.session_id
+    return t.tenant_id == key.tenant, t.user_id == user, this | of_user
 
 
 def _sessions(tenant: str, user: str) -> Select[Any]:

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from loguru import logger
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, exists, func, select, update
 
-from gateway.archive.database import RETAINING, Database, try_hold
-from gateway.archive.erasure import BATCH, remove_runs
+from gateway.archive.database import ERASING, RETAINING, Database, hold, try_hold
+from gateway.archive.erasure import BATCH, remove_runs, remove_sessions
 from gateway.archive.schema import runs, sessions
 from gateway.session.errors import Unavailable
 
@@ -75,34 +75,37 @@ class Retention:
     async def _tenants_known(self) -> list[str]:
         if self._days is None:
             return list(self._tenants)
-        found: list[str] = []
+        found: set[str] = set()
         async with self._database.reading() as connection:
-            following = select(func.min(sessions.c.tenant_id)).where(
-                sessions.c.tenant_id > bindparam("last")
-            )
-            last = ""  # by the key, from one to the next: a list of tenants is kept nowhere
-            while last := await connection.scalar(following, {"last": last}):
-                found.append(last)
-        return found
+            for table in (sessions, runs):
+                tenant = table.c.tenant_id
+                following = select(func.min(tenant)).where(tenant > bindparam("last"))
+                last = ""  # by the key, from one to the next: a list of tenants is kept nowhere
+                while last := await connection.scalar(following, {"last": last}):
+                    found.add(last)
+        return sorted(found)
 
     async def _thin(self, tenant: str, before_ms: int) -> int:
         removed = 0
         for step in (self._thin_runs, self._thin_sessions):
-            count = BATCH
+            count: int | None = BATCH
             while count == BATCH:
                 count = await step(tenant, before_ms)
                 if step == self._thin_runs:
-                    removed += count
+                    removed += count or 0
                 await asyncio.sleep(_PAUSE_S if count else 0)
+            if count is None:
+                break
         if removed:
             logger.bind(tenant=tenant, runs=removed).info("history past its retention was removed")
         return removed
 
-    async def _thin_runs(self, tenant: str, before_ms: int) -> int:
+    async def _thin_runs(self, tenant: str, before_ms: int) -> int | None:
+        """One step. None: another node is at it."""
         r = runs.c
         async with self._database.writing() as connection:
             if not await try_hold(connection, RETAINING):
-                return 0
+                return None
             where = [r.tenant_id == tenant, r.ended_ms < before_ms]
             gone = await remove_runs(connection, where, r.ended_ms)
             runs_gone: Counter[str] = Counter()
@@ -120,21 +123,22 @@ class Retention:
                 )
         return len(gone)
 
-    async def _thin_sessions(self, tenant: str, before_ms: int) -> int:
+    async def _thin_sessions(self, tenant: str, before_ms: int) -> int | None:
+        """Likewise."""
         s = sessions.c
         async with self._database.writing() as connection:
             if not await try_hold(connection, RETAINING):
-                return 0
-            # No run of theirs is younger.
+                return None
+            # No writer is between a late run and its session. A run without one nobody would find.
+            await hold(connection, ERASING)
             found = await connection.execute(
                 select(s.session_id)
-                .where(s.tenant_id == tenant, s.active_ms < before_ms)
+                .where(s.tenant_id == tenant, s.active_ms < before_ms, ~_HAS_RUNS)
                 .order_by(s.active_ms)
                 .limit(BATCH)
             )
-            keys = [{"t": tenant, "s": row.session_id, "before": before_ms} for row in found]
-            if keys:
-                await connection.execute(_SILENT, keys)
+            keys = [row.session_id for row in found]
+            await remove_sessions(connection, tenant, keys)
         return len(keys)
 
 
@@ -144,4 +148,6 @@ _FEWER = (
     .where(*_of_session)
     .values(runs=sessions.c.runs - bindparam("r"), messages=sessions.c.messages - bindparam("m"))
 )
-_SILENT = delete(sessions).where(*_of_session, sessions.c.active_ms < bindparam("before"))
+_HAS_RUNS = exists().where(
+    runs.c.tenant_id == sessions.c.tenant_id, runs.c.session_id == sessions.c.session_id
+)

@@ -195,6 +195,7 @@ class Recalled:
         messages: the newest of the transcript, oldest first, as many as live sessions keep, each
             with its run id.
         state: the shared state, when there is one.
+        begun_ms: when it was created, at first.
     """
 
     agent: str
@@ -202,6 +203,7 @@ class Recalled:
     on_detach: OnDetach
     messages: list[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
     state: bytes | None = None
+    begun_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +299,10 @@ class History(Protocol):
         `Refused` with `session_ended` when it was completed; who is `creating` it is told so of one
         that was erased, too, since nothing of it would ever be archived.
         """
+        ...
+
+    async def is_erased(self, key: SessionKey, user: str, begun_ms: int) -> bool:
+        """Whether a tombstone names the session, or all of the user that was begun so early."""
         ...
 
     async def session(self, key: SessionKey, user: str) -> SessionRecord | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.archive import Recalled
 from gateway.session.checks import Checks
+from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
@@ -56,6 +57,7 @@ class Hub:
         sessions: Sessions,
         notices: Notices,
         recall: Callable[[SessionKey, str], Awaitable[Recalled | None]],
+        eraser: Eraser,
         probe: Probe,
         node: str,
         clock: Clock,
@@ -68,6 +70,7 @@ class Hub:
         self._sessions = sessions
         self._notices = notices
         self._recall = recall
+        self._eraser = eraser
         self._probe = probe
         self._clock = clock
         self._now_ms = now_ms
@@ -363,7 +366,7 @@ class Hub:
         self.adopt(view)
 
     async def _open_again(self, feed: Feed) -> SessionView | None:
-        """Makes it with what the archive knows of it; None when that says that it is over."""
+        """Makes it with what the archive knows of it; None when it is over, or gone."""
         recalled: Recalled | None = None
         try:
             recalled = await self._recall(feed.key, feed.user)
@@ -371,7 +374,10 @@ class Hub:
             pass  # the conversation goes on without what came before
         except Refused:
             return None
-        return await self._homes.ask(feed, agent=feed.agent, recalled=recalled)
+        view = await self._homes.ask(feed, agent=feed.agent, recalled=recalled)
+        if recalled is not None and view is not None:
+            return None if await self._eraser.came_between(view, recalled) else view
+        return view
 
     def _finish(self, feed: Feed, code: CloseCode) -> None:
         feed.finish(code)

@@ -14,6 +14,7 @@ import msgspec
 from gateway.session.archive import Erasure, History, Journal, Recalled
 from gateway.session.breaker import BreakerState
 from gateway.session.endings import Endings
+from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.hub import Hub
 from gateway.session.ids import uuid7
@@ -50,6 +51,7 @@ class SessionService:
         hub: Hub,
         endings: Endings,
         history: History,
+        eraser: Eraser,
         erasure: Erasure,
         journal: Journal,
         node: str,
@@ -61,6 +63,7 @@ class SessionService:
         self._hub = hub
         self._endings = endings
         self._history = history
+        self._eraser = eraser
         self._erasure = erasure
         self._journal = journal
         self._node = node
@@ -103,7 +106,7 @@ class SessionService:
             digest=digest,
             recalled=recalled,
         )
-        self._hub.adopt(view)
+        await self._adopt(view, recalled)
         return view
 
     async def find(self, who: Principal, session_id: str) -> SessionView:
@@ -112,6 +115,7 @@ class SessionService:
         One that has expired is made live again.
         """
         key = SessionKey(who.tenant, session_id)
+        recalled: Recalled | None = None
         try:
             view = await self._open(key, who.user, attending=True)
         except Refused as refused:
@@ -124,7 +128,7 @@ class SessionService:
             view = await self._open(
                 key, who.user, agent=recalled.agent, recalled=recalled, attending=True
             )
-        self._hub.adopt(view)
+        await self._adopt(view, recalled)
         return view
 
     async def _open(self, key: SessionKey, user: str, **options: Any) -> SessionView:
@@ -134,6 +138,13 @@ class SessionService:
         except Unavailable:
             self._hub.unanswered.note(key, user)
             raise
+
+    async def _adopt(self, view: SessionView, recalled: Recalled | None) -> None:
+        """This node knows of it from now on; unless it was erased since it was `recalled`."""
+        self._hub.adopt(view)
+        if recalled is not None and await self._eraser.came_between(view, recalled):
+            self._hub.ended(view.key)
+            raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
 
     async def message(self, view: SessionView, frame: Message) -> Ack:
         """A user message: makes one run."""
@@ -226,16 +237,8 @@ class SessionService:
         return max(archived, len(alive))
 
     async def _erase(self, key: SessionKey, user: str) -> None:
-        # The archive's tombstone first: what waits in the journal must not bring it back. What
-        # lives comes last: while it is there, its user can ask for all of this again.
-        await self._history.erase(key.tenant, user, key.session_id)
-        await self._journal.drop_dead(key.tenant, user, key.session_id)
-        try:
-            await self._endings.erase(key, user)
+        if await self._eraser.erase(key, user):
             self._hub.ended(key)  # the push that says so may come after the next request
-        except Refused as refused:
-            if refused.code != ErrorCode.SESSION_NOT_FOUND:
-                raise
 
     async def _lives(self, key: SessionKey, user: str) -> bool:
         """Whether Redis knows it as this user's, be it over or not."""

@@ -12,10 +12,11 @@ from gateway.archive.database import Database
 from gateway.archive.erasure import BATCH
 from gateway.archive.migrate import migrate
 from gateway.archive.reader import Reader
-from gateway.archive.schema import usage_daily
+from gateway.archive.schema import tombstones, usage_daily
 from gateway.archive.writer import Writer
 from gateway.session.archive import Record
 from gateway.session.errors import Refused
+from gateway.session.model import SessionKey
 from protocol.codes import ErrorCode
 
 
@@ -104,6 +105,35 @@ async def test_a_user_who_comes_back_has_a_history_again(database: Database) -> 
     early = some_session()
     await writer.write([ended(early, T0 + 2000)])
     assert await reader.session(early, "ann") is not None
+
+
+async def test_what_a_tombstone_names_is_not_recalled(
+    database: Database,
+) -> None:
+    """Its rows may still be there: an erasure takes a while, and may fail half-way."""
+    writer, reader = Writer(database), reader_of(database)
+    erased, old, young = (some_session() for _ in range(3))
+    await writer.write(
+        [begun(erased, T0), begun(old, T0), begun(young, T0 + 101), ended(young, T0 + 200)]
+    )
+    assert await reader.recall(erased, "ann") is not None
+    for name, at_ms in ((erased.session_id, T0), ("", T0 + 100)):
+        async with database.writing() as connection:
+            await connection.execute(
+                tombstones.insert().values(
+                    tenant_id="acme", user_id="ann", session_id=name, at_ms=at_ms
+                )
+            )
+        assert await reader.recall(erased, "ann") is None
+        assert (await reader.recall(old, "ann") is None) == (name == "")
+        assert await reader.is_erased(old, "ann", T0) == (name == "")
+    recalled = await reader.recall(young, "ann")
+    assert recalled is not None
+    assert recalled.begun_ms == T0 + 101
+    assert await reader.is_erased(erased, "ann", T0 + 500)
+    assert not await reader.is_erased(young, "ann", T0 + 101)
+    assert not await reader.is_erased(old, "bob", T0)
+    assert not await reader.is_erased(SessionKey("other", old.session_id), "ann", T0)
 
 
 async def test_a_clock_ahead_of_ours_does_not_save_anything(database: Database) -> None:

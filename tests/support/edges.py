@@ -24,6 +24,7 @@ from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.problem import on_http_exception
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
+from gateway.session.eraser import Eraser
 from gateway.session.hub import Hub
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
@@ -40,22 +41,24 @@ class Node:
         self.probe = CountingProbe()
         self.errors: list[Exception] = []
         self.wheel = Wheel(time.monotonic, self.report, tick_s=0.02)
-        self.hub = Hub(
-            sessions=self.bus,
-            notices=self.bus,
-            recall=self.archive.recall,
-            probe=self.probe,
-            node="n1",
-            clock=time.monotonic,
-            now_ms=lambda: 5000,
-            wheel=self.wheel,
-            report=self.report,
-        )
         endings = Endings(
             sessions=self.bus,
             erasure=self.bus,
             probe=self.probe,
             clock=time.monotonic,
+            report=self.report,
+        )
+        eraser = Eraser(history=self.archive, journal=self.bus, endings=endings)
+        self.hub = Hub(
+            sessions=self.bus,
+            notices=self.bus,
+            recall=self.archive.recall,
+            eraser=eraser,
+            probe=self.probe,
+            node="n1",
+            clock=time.monotonic,
+            now_ms=lambda: 5000,
+            wheel=self.wheel,
             report=self.report,
         )
         service = SessionService(
@@ -65,6 +68,7 @@ class Node:
             hub=self.hub,
             endings=endings,
             history=self.archive,
+            eraser=eraser,
             erasure=self.bus,
             journal=self.bus,
             node="n1",

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from gateway.bus.bus import Bus
+from gateway.session.endings import Endings
+from gateway.session.eraser import Eraser
 from gateway.session.feed import Attachment
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.model import SessionKey
@@ -103,10 +105,19 @@ class Following:
         self.probe = CountingProbe()
         self.errors: list[Exception] = []
         self.wheel = Wheel(time.monotonic, self._report, tick_s=0.02)
+        archive = LittleArchive()
+        endings = Endings(
+            sessions=bus.sessions,
+            erasure=bus.erasure,
+            probe=self.probe,
+            clock=time.monotonic,
+            report=self._report,
+        )
         self.hub = Hub(
             sessions=bus.sessions,
             notices=bus.notices,
-            recall=LittleArchive().recall,
+            recall=archive.recall,
+            eraser=Eraser(history=archive, journal=bus.journal, endings=endings),
             probe=self.probe,
             node=node,
             clock=time.monotonic,

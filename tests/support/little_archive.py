@@ -97,7 +97,13 @@ class LittleArchive:
         if record.status == "completed":
             raise Refused(ErrorCode.SESSION_ENDED, "this session is over")
         said = [(one.run_id, one.json) for one in self.said.get(key, [])]
-        return Recalled(record.agent, record.metadata, record.on_detach, said[-200:])
+        return Recalled(
+            record.agent, record.metadata, record.on_detach, said[-200:], begun_ms=record.created_ms
+        )
+
+    async def is_erased(self, key: SessionKey, user: str, begun_ms: int) -> bool:
+        self._read("is_erased")
+        return any((key.tenant, user, name) in self.erased for name in ("", key.session_id))
 
     async def session(self, key: SessionKey, user: str) -> SessionRecord | None:
         self._read("session")

@@ -9,6 +9,8 @@ from support.following import Client
 from support.little_archive import LittleArchive
 from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 
+from gateway.session.endings import Endings
+from gateway.session.eraser import Eraser
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.model import SessionKey
 from gateway.session.wheel import Wheel
@@ -25,6 +27,13 @@ class World:
         self.errors: list[Exception] = []
         self.wheel = Wheel(self.clock, self.report, tick_s=0.1)
         self.times = times
+        self.endings = Endings(
+            sessions=self.bus,
+            erasure=self.bus,
+            probe=self.probe,
+            clock=self.clock,
+            report=self.report,
+        )
         self.hub = self.make_hub("n1")
         self.tasks: asyncio.TaskGroup | None = None
         self.started: list[asyncio.Task] = []
@@ -37,6 +46,7 @@ class World:
             sessions=self.bus,
             notices=self.bus,
             recall=self.archive.recall,
+            eraser=Eraser(history=self.archive, journal=self.bus, endings=self.endings),
             probe=self.probe,
             node=node,
             clock=self.clock,

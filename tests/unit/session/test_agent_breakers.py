@@ -6,6 +6,7 @@ from support.little_bus import KEY, CountingProbe
 from gateway.session.agent_breakers import SPAN_S, AgentBreakers
 from gateway.session.breaker import BreakerState
 from gateway.session.endings import Endings
+from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused
 from gateway.session.service import SessionService
 from protocol.codes import ErrorCode
@@ -137,6 +138,7 @@ def service(world) -> SessionService:
         hub=world.hub,
         endings=endings,
         history=world.archive,
+        eraser=Eraser(history=world.archive, journal=world.bus, endings=endings),
         erasure=world.bus,
         journal=world.bus,
         node="n1",

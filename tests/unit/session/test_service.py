@@ -5,6 +5,7 @@ import pytest
 from support.little_bus import KEY
 
 from gateway.session.endings import PATIENCE_S, Endings
+from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import Principal, SessionKey
 from gateway.session.service import SessionService, digest, run_fields
@@ -34,6 +35,7 @@ def service(world, endings) -> SessionService:
         hub=world.hub,
         endings=endings,
         history=world.archive,
+        eraser=Eraser(history=world.archive, journal=world.bus, endings=endings),
         erasure=world.bus,
         journal=world.bus,
         node="n1",
@@ -434,6 +436,47 @@ async def test_an_erased_session_is_gone_everywhere_and_does_not_come_back(world
         with pytest.raises(Refused) as refused:
             await asking(ANONYMOUS, KEY.session_id)
         assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("by", ["find", "create", "hub"])
+async def test_what_is_erased_while_it_is_made_live_again_is_gone_all_the_same(
+    world, service, by, whole
+):
+    """The erasure comes after the archive was asked, and finds nothing that lives yet."""
+    world.archive.begin()
+    world.archive.end_run("r1", "secret")
+    if by == "hub":
+        world.bus.make()
+        client = await world.join()
+        del world.bus.sessions[KEY]
+    open_ = world.bus.open
+
+    async def late(*arguments, recalled=None, **options):
+        if recalled is not None:
+            if whole:
+                await service.erase_user(ANONYMOUS)
+            else:  # the tombstone of Redis may be lost
+                await world.archive.erase(*KEY[:1], "anonymous", KEY.session_id)
+        return await open_(*arguments, recalled=recalled, **options)
+
+    world.bus.open = late
+    if by == "hub":
+        assert world.hub.missing(KEY, "anonymous")
+        await world.settle()
+        assert client.closed == 4410
+    else:
+        asked = (
+            service.find(ANONYMOUS, KEY.session_id)
+            if by == "find"
+            else service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
+        )
+        with pytest.raises(Refused) as refused:
+            await asked
+        assert refused.value.code == ErrorCode.SESSION_NOT_FOUND
+    assert KEY in world.bus.erased
+    assert KEY not in world.bus.sessions
+    assert not world.errors
 
 
 def _record(owner: object, name: str, order: list[str]) -> None:
