@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from gateway.bus import keys
 from gateway.bus.scripts import Scripts, source
 from gateway.session.archive import (
+    NOWHERE,
     DeadLetter,
     EntryId,
     JournalEntry,
@@ -32,16 +33,29 @@ class RedisJournal:
         self._scripts = scripts
         self._most_bytes = limits.journal_bytes
 
-    async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
+    async def read(
+        self, partitions: Sequence[int], count: int, *, after: Mapping[int, str] = NOWHERE
+    ) -> list[JournalEntry]:
         """At most `count` of the oldest entries of each partition, oldest first within each."""
+        first = {number: f"({entry_id}" for number, entry_id in after.items()}
         pages = await self._scripts.pipeline(
-            *(("XRANGE", keys.journal(number), "-", "+", "COUNT", count) for number in partitions)
+            *(
+                ("XRANGE", keys.journal(number), first.get(number, "-"), "+", "COUNT", count)
+                for number in partitions
+            )
         )
         return [
             JournalEntry(EntryId(number, entry_id.decode()), parse_record(fields))
             for number, page in zip(partitions, pages, strict=True)
             for entry_id, fields in page
         ]
+
+    async def sizes(self, partitions: Sequence[int]) -> list[int]:
+        """About how many bytes wait in each of the partitions."""
+        answers = await self._scripts.pipeline(
+            *(("GET", keys.journal_bytes(number)) for number in partitions)
+        )
+        return [int(answer or 0) for answer in answers]
 
     async def forget(self, entries: Sequence[EntryId]) -> None:
         """They are archived."""
@@ -161,7 +175,7 @@ def parse_record(fields: dict[bytes, bytes]) -> Record | None:
                 return SessionOver(key, user, cast(Any, text["status"]), int(entry["at_ms"]))
             case _:
                 return None
-    except (KeyError, ValueError, msgspec.DecodeError):
+    except (KeyError, ValueError, msgspec.DecodeError, RecursionError):
         return None
 
 

@@ -3,8 +3,9 @@
 Times are milliseconds since the epoch, by Redis. JSON stays bytes: nobody on this way reads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from gateway.session.model import Closed, RunRef, SessionKey
@@ -241,6 +242,9 @@ class Erasure(Protocol):
         ...
 
 
+NOWHERE: Mapping[int, str] = MappingProxyType({})
+
+
 class Journal(Protocol):
     """The outbox between live state and archive: one stream per partition, at least once, in order.
 
@@ -249,8 +253,17 @@ class Journal(Protocol):
     Raises (all): `Unavailable`.
     """
 
-    async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
-        """At most `count` of the oldest entries of each partition, oldest first within each."""
+    async def read(
+        self, partitions: Sequence[int], count: int, *, after: Mapping[int, str] = NOWHERE
+    ) -> list[JournalEntry]:
+        """At most `count` of the oldest entries of each partition, oldest first within each.
+
+        `after`: partitions of which only what stands behind an entry is wanted.
+        """
+        ...
+
+    async def sizes(self, partitions: Sequence[int]) -> list[int]:
+        """About how many bytes wait in each of the partitions."""
         ...
 
     async def forget(self, entries: Sequence[EntryId]) -> None:

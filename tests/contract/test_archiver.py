@@ -13,7 +13,7 @@ from support.talk import Talk
 
 from gateway.app import report
 from gateway.archive.archive import open_archive
-from gateway.archive.archiver import Archiver
+from gateway.archive.archiver import READ_BYTES, Archiver
 from gateway.archive.database import Database
 from gateway.archive.errors import UnusableDatabase
 from gateway.archive.reader import Reader
@@ -96,6 +96,7 @@ async def test_a_node_that_dies_between_commit_and_forget_doubles_nothing(
 
     class Dies:
         read = staticmethod(bus.journal.read)
+        sizes = staticmethod(bus.journal.sizes)
 
         @staticmethod
         async def forget(_entries: object) -> None:
@@ -148,6 +149,55 @@ async def test_what_the_database_will_never_take_is_set_aside_and_replayed(
     assert (state.entries, state.dead) == (1, 0)
     await node.archive()
     assert (await bus.journal.state()).dead == 1, "nothing was mended"
+
+
+async def test_a_run_that_is_nested_too_deeply_to_be_read_holds_up_nobody(
+    bus: Bus, database: Database
+):
+    """An agent may end its run with any event; its usage cannot be read then, and is absent."""
+    deep = b'{"type":"RUN_FINISHED","result":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    talk = await converse(bus, 1, event=deep)
+    await archiver(bus, database).archive()
+    assert len(await texts(database, talk)) == 2
+    [row] = await rows(database, runs)
+    assert row["event"] == deep.decode()
+    assert row["input_tokens"] is None
+
+
+async def test_an_entry_whose_words_cannot_be_read_is_set_aside(bus: Bus, database: Database):
+    talk = await converse(bus, 1)
+    journal = keys.journal(keys.partition(talk.key))
+    *_, (_, fields) = await bus.client.xrange(journal)
+    deep = b"[" * 5000 + b"]" * 5000
+    await bus.client.xadd(journal, {**fields, b"run": "r-deep", b"asked": deep})
+    await archiver(bus, database).archive()
+    assert len(await texts(database, talk)) == 2
+    [letter] = await bus.journal.dead(10)
+    assert letter.fields["run"] == "r-deep"
+
+
+async def test_a_backlog_is_read_a_few_partitions_at_a_time(bus: Bus, database: Database):
+    """Redis answers within a bound of time, so one answer must not be all that it has."""
+    talks = [await converse(bus, 1) for _ in range(8)]
+    sizes = await bus.journal.sizes(range(keys.PARTITIONS))
+    busy = {keys.partition(talk.key) for talk in talks}
+    assert {number for number, size in enumerate(sizes) if size} == busy
+    for number in busy:
+        await bus.client.set(keys.journal_bytes(number), READ_BYTES * 2 // 3)
+    asked: list[int] = []
+
+    class Counts:
+        sizes = staticmethod(bus.journal.sizes)
+        forget = staticmethod(bus.journal.forget)
+
+        @staticmethod
+        async def read(partitions: Any, count: int, **rest: Any) -> Any:
+            asked.append(len(busy.intersection(partitions)))
+            return await bus.journal.read(partitions, count, **rest)
+
+    await archiver(bus, database, journal=Counts()).archive()
+    assert asked == [1] * len(busy)
+    assert len(await rows(database, runs)) == 8
 
 
 async def test_an_entry_that_nobody_understands_is_set_aside(bus: Bus, database: Database):
