@@ -172,6 +172,7 @@ class Node:
         self._archiver = Archiver(
             journal=bus.journal,
             write=archive.writer.write,
+            erased=archive.writer.erased,
             probe=telemetry,
             node=self.node_id,
             partitions=keys.PARTITIONS,

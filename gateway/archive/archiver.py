@@ -18,6 +18,7 @@ from hashlib import blake2b
 from loguru import logger
 
 from gateway.archive.errors import BadRecord
+from gateway.archive.rows import key_of
 from gateway.session.archive import (
     ArchiveProbe,
     Journal,
@@ -27,6 +28,7 @@ from gateway.session.archive import (
     RunEnded,
 )
 from gateway.session.errors import Unavailable
+from gateway.session.model import SessionKey
 from gateway.session.ports import Clock
 
 READ_BYTES = 8 * 1024 * 1024
@@ -57,6 +59,7 @@ class Archiver:
         *,
         journal: Journal,
         write: Callable[[Sequence[Record]], Awaitable[None]],
+        erased: Callable[[SessionKey, str], Awaitable[bool]],
         probe: ArchiveProbe,
         node: str,
         partitions: int,
@@ -72,6 +75,7 @@ class Archiver:
             write: writes records in one transaction, idempotently. Raises `Unavailable` while the
                 database is away, `BadRecord` when it will never take one of them. What else it
                 raises is a fault of ours, and no reason to set history aside: the entry waits.
+            erased: whether a session of a user was erased. Raises `Unavailable`.
             probe: telemetry.
             node: this one.
             partitions: how many journals there are.
@@ -83,6 +87,7 @@ class Archiver:
         """
         self._journal = journal
         self._write = write
+        self._erased = erased
         self._probe = probe
         self._node = node
         self._partitions = partitions
@@ -174,15 +179,13 @@ class Archiver:
 
     async def _bring(self, entries: Sequence[JournalEntry]) -> None:
         began = self._clock()
-        readable: list[tuple[JournalEntry, Record]] = []
-        for entry in entries:
-            if entry.record is None:
-                await self._bury(entry, "it cannot be understood")
-            else:
-                readable.append((entry, entry.record))
+        readable = [(entry, entry.record) for entry in entries if entry.record is not None]
         if readable:
             await self._write_all(readable)
             self._probe.archived(self._clock() - began)
+        for entry in entries:
+            if entry.record is None:
+                await self._bury(entry, "it cannot be understood")
 
     async def _write_all(self, entries: Sequence[tuple[JournalEntry, Record]]) -> None:
         """Writes and forgets. One that cannot be written is found by halves: what the database will
@@ -213,9 +216,23 @@ class Archiver:
         """
         if not self._passed:
             self._again_at = self._clock() + AGAIN_S
-        self._passed[entry.id.partition] = entry.id.id
+        number, entry_id = entry.id
+        self._passed[number] = max(self._passed.get(number, "0-0"), entry_id, key=_place)
 
     async def _bury(self, entry: JournalEntry, why: str) -> None:
+        """Sets it aside; unless its owner had it erased, or a newer node may understand it."""
+        owner = entry.owner
+        if entry.record is not None:
+            owner = key_of(entry.record), entry.record.user
+        if owner is not None and await self._erased(*owner):
+            await self._journal.forget([entry.id])
+            return
+        if not entry.known:
+            logger.bind(partition=entry.id.partition, entry=entry.id.id).warning(
+                "an entry of the journal is of a newer version; it waits for a newer node"
+            )
+            self._pass(entry)
+            return
         logger.bind(partition=entry.id.partition, entry=entry.id.id, error=why).error(
             "the archive refuses an entry of the journal; it is among the dead letters now"
         )
@@ -271,6 +288,12 @@ def _size(entry: JournalEntry) -> int:
             return sum(map(len, asked)) + sum(map(len, said)) + len(event) + len(state or b"")
         case _:
             return 0
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    """An entry's id in the order of its stream."""
+    ms, _, nth = entry_id.partition("-")
+    return int(ms), int(nth)
 
 
 def _one_line(error: Exception) -> str:

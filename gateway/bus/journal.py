@@ -45,7 +45,7 @@ class RedisJournal:
             )
         )
         return [
-            JournalEntry(EntryId(number, entry_id.decode()), parse_record(fields))
+            _parse_entry(EntryId(number, entry_id.decode()), fields)
             for number, page in zip(partitions, pages, strict=True)
             for entry_id, fields in page
         ]
@@ -130,6 +130,19 @@ def _by_partition(entries: Sequence[EntryId]) -> dict[int, list[str]]:
     for number, entry_id in entries:
         found[number].append(entry_id)
     return found
+
+
+def _parse_entry(entry_id: EntryId, fields: dict[bytes, bytes]) -> JournalEntry:
+    record = parse_record(fields)
+    if record is not None:
+        return JournalEntry(entry_id, record)
+    known = fields.get(b"entry") in (None, b"begun", b"run", b"over")
+    try:
+        tenant, session_id = fields[b"session"].decode().split(":")
+        owner = SessionKey(tenant, session_id), fields[b"user"].decode()
+    except (KeyError, ValueError):
+        owner = None
+    return JournalEntry(entry_id, None, owner, known)
 
 
 def _parse_letter(letter_id: EntryId, fields: dict[bytes, bytes]) -> DeadLetter:

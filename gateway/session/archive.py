@@ -78,10 +78,18 @@ class EntryId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """An entry as it was read; `record` is None when it cannot be understood."""
+    """An entry as it was read.
+
+    Attributes:
+        record: None when it cannot be understood.
+        owner: whose it is then, session and user, as far as that can be read.
+        known: False when it is of a kind that only a newer version knows.
+    """
 
     id: EntryId
     record: Record | None
+    owner: tuple[SessionKey, str] | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +204,7 @@ class Recalled:
         messages: the newest of the transcript, oldest first, as many as live sessions keep, each
             with its run id.
         state: the shared state, when there is one.
+        last_end_ms: when its newest run ended; those to come end later, by whatever clock.
     """
 
     agent: str
@@ -203,6 +212,7 @@ class Recalled:
     on_detach: OnDetach
     messages: list[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
     state: bytes | None = None
+    last_end_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

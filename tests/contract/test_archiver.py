@@ -11,7 +11,7 @@ from support.bus import running_bus
 from support.history import everything, rows
 from support.talk import Talk
 
-from gateway.app import report
+from gateway.app import now_ms, report
 from gateway.archive.archive import open_archive
 from gateway.archive.archiver import READ_BYTES, Archiver
 from gateway.archive.database import Database
@@ -21,7 +21,7 @@ from gateway.archive.schema import messages, runs, usage_daily
 from gateway.archive.writer import Writer
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.session.archive import EntryId, JournalState
+from gateway.session.archive import JournalState
 from gateway.session.errors import Unavailable
 from gateway.session.model import Limits
 
@@ -47,6 +47,7 @@ def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = N
     made = Archiver(
         journal=journal or bus.journal,
         write=Writer(database).write,
+        erased=Writer(database).erased,
         probe=Silent(),
         node=node,
         partitions=keys.PARTITIONS,
@@ -58,7 +59,7 @@ def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = N
 
 
 def reader(database: Database) -> Reader:
-    return Reader(database, now_ms=lambda: 0, transcript_messages=200, transcript_bytes=1 << 20)
+    return Reader(database, now_ms=now_ms, transcript_messages=200, transcript_bytes=1 << 20)
 
 
 async def converse(bus: Bus, count: int = 3, **fields: Any) -> Talk:
@@ -200,15 +201,40 @@ async def test_a_backlog_is_read_a_few_partitions_at_a_time(bus: Bus, database: 
     assert len(await rows(database, runs)) == 8
 
 
-async def test_an_entry_that_nobody_understands_is_set_aside(bus: Bus, database: Database):
+async def test_an_entry_of_a_newer_version_waits_for_a_newer_node(bus: Bus, database: Database):
+    """In a rolling deploy; and what stands behind it goes on."""
     talk = await converse(bus, 1)
-    await bus.client.xadd("j:{p7}", {"entry": "of a later version"})
-    await archiver(bus, database).archive()
-    assert len(await texts(database, talk)) == 2
+    journal = keys.journal(keys.partition(talk.key))
+    *_, (_, fields) = await bus.client.xrange(journal)
+    newer = await bus.client.xadd(journal, {"entry": "of a later version"})
+    await bus.client.xadd(journal, {**fields, b"run": b"r-behind"})
+    await bus.client.xadd("j:{p7}", {"what": "no entry at all"})
+    node = archiver(bus, database)
+    for _ in range(2):
+        await node.archive()
+    assert len(await texts(database, talk)) == 4
+    [waiting] = await bus.journal.read(range(keys.PARTITIONS), 10)
+    assert waiting.id == (keys.partition(talk.key), newer.decode())
     [letter] = await bus.journal.dead(10)
-    assert letter.id.partition == 7
-    assert letter.fields["entry"] == "of a later version"
-    assert isinstance(letter.id, EntryId)
+    assert letter.fields == {"what": "no entry at all"}
+
+
+@pytest.mark.parametrize("session_only", [True, False])
+async def test_no_dead_letter_arises_of_what_was_erased(
+    bus: Bus, database: Database, session_only: bool
+):
+    """Not of a run that no database takes, of one that cannot be read, nor of a newer version's."""
+    talk = await converse(bus, 1, messages=[b'{"content":"SECRET \xff"}'])
+    journal = keys.journal(keys.partition(talk.key))
+    *_, (_, fields) = await bus.client.xrange(journal)
+    for changes in ({b"created_ms": b"SECRET"}, {b"ended_ms": str(2**70)}, {b"entry": b"newer"}):
+        await bus.client.xadd(journal, {**fields, b"run": b"r-%d" % len(str(changes)), **changes})
+    other = await converse(bus, 1)
+    await reader(database).erase(*talk.key[:1], talk.user, *talk.key[1:] if session_only else ())
+    await archiver(bus, database).archive()
+    assert await bus.journal.dead(10) == []
+    assert await bus.journal.state() == JournalState()
+    assert len(await texts(database, other)) == (2 if session_only else 0)
 
 
 async def test_an_old_schema_is_refused_and_migrated_only_where_that_is_wanted(database_url: str):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -145,11 +146,17 @@ class World:
         self.table = LittleTable()
         self.probe = Seen()
         self.errors: list[Exception] = []
+        self.erased: set[str] = set()
+
+    async def is_erased(self, key: SessionKey, user: str) -> bool:
+        assert user == "u"
+        return key.session_id in self.erased
 
     def archiver(self, node: str = "n1", alive: Sequence[str] = ("n1",)) -> Archiver:
         archiver = Archiver(
             journal=self.journal,
             write=self.table.write,
+            erased=self.is_erased,
             probe=self.probe,
             node=node,
             partitions=PARTITIONS,
@@ -407,6 +414,38 @@ async def test_an_entry_that_cannot_be_understood_is_set_aside(world):
     await world.archiver().archive()
     assert list(world.journal.buried) == [EntryId(1, "1-0")]
     assert list(world.table.rows) == ["s"]
+
+
+async def test_what_is_buried_behind_what_waits_is_not_read_again_before_its_time(world):
+    """A newer node's entry before one that we stumble over: the later place counts."""
+    entry = EntryId(1, "0-1")
+    read = world.journal.read
+
+    async def with_newer(partitions: Sequence[int], count: int, **rest: Any) -> list[JournalEntry]:
+        found = await read(partitions, count, **rest)
+        return [JournalEntry(one.id, one.record, None, known=one.id != entry) for one in found]
+
+    world.journal.read = with_newer
+    world.journal.waiting[entry] = None
+    world.journal.add("s", 1)
+    world.table.stumbles = {"s"}
+    archiver = world.archiver()
+    for _ in range(3):
+        await archiver.archive()
+    assert len(world.journal.waiting) == 2
+    assert len(world.errors) == 1
+    assert world.journal.buried == {}
+
+
+async def test_a_bad_entry_of_an_erased_session_is_forgotten_not_set_aside(world):
+    """Dead letters are kept and shown to operators: none may arise of what was erased."""
+    for number in range(4):
+        world.journal.add(f"s{number}", 3)
+    world.table.poison = {"s1", "s2"}
+    world.erased = {"s1"}
+    await world.archiver().archive()
+    assert world.journal.waiting == {}
+    assert ["s2" in why for why in world.journal.buried.values()] == [True]
 
 
 # --- what is told ---------------------------------------------------------------------------------
