@@ -171,6 +171,7 @@ class Node:
         )
         self._archiver = Archiver(
             journal=bus.journal,
+            prepare=archive.prepare,
             write=archive.writer.write,
             erased=archive.writer.erased,
             probe=telemetry,

@@ -58,6 +58,7 @@ class Archiver:
         self,
         *,
         journal: Journal,
+        prepare: Callable[[], Awaitable[None]],
         write: Callable[[Sequence[Record]], Awaitable[None]],
         erased: Callable[[SessionKey, str], Awaitable[bool]],
         probe: ArchiveProbe,
@@ -72,6 +73,8 @@ class Archiver:
 
         Args:
             journal: where history waits.
+            prepare: makes the database fit to be written, before that is done first. Raises
+                `Unavailable` until it is.
             write: writes records in one transaction, idempotently. Raises `Unavailable` while the
                 database is away, `BadRecord` when it will never take one of them. What else it
                 raises is a fault of ours, and no reason to set history aside: the entry waits.
@@ -86,6 +89,7 @@ class Archiver:
                 shown of it is true.
         """
         self._journal = journal
+        self._prepare = prepare
         self._write = write
         self._erased = erased
         self._probe = probe
@@ -116,14 +120,20 @@ class Archiver:
             tasks.create_task(self._watch())
 
     async def _run(self) -> None:
-        failures = 0
+        failures, prepared = 0, False
         while True:
             pause_s = self._interval_s
             try:
+                if not prepared:
+                    await self._prepare()
+                    prepared = True
                 if await self.archive():
                     pause_s = 0.0
                 failures = 0
-            except Unavailable:
+            except Unavailable as error:
+                if not prepared and not failures:
+                    why = getattr(error, "why", str(error))
+                    logger.bind(error=why).warning("the archive is not ready; history waits")
                 pause_s = min(MOST_PAUSE_S, PAUSE_S * 2 ** min(failures, 16))
                 pause_s *= random.uniform(0.5, 1)  # nodes that lost it together come back apart
                 failures += 1

@@ -15,7 +15,7 @@ from gateway.app import now_ms, report
 from gateway.archive.archive import open_archive
 from gateway.archive.archiver import READ_BYTES, Archiver
 from gateway.archive.database import Database
-from gateway.archive.errors import UnusableDatabase
+from gateway.archive.errors import HistoryAway, UnusableDatabase
 from gateway.archive.reader import Reader
 from gateway.archive.schema import messages, runs, usage_daily
 from gateway.archive.writer import Writer
@@ -46,6 +46,7 @@ async def bus() -> AsyncIterator[Bus]:
 def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = None) -> Archiver:
     made = Archiver(
         journal=journal or bus.journal,
+        prepare=database.check,
         write=Writer(database).write,
         erased=Writer(database).erased,
         probe=Silent(),
@@ -262,3 +263,22 @@ async def test_a_database_that_is_away_at_the_start_may_come_later(tmp_path):
     ) as archive:
         with pytest.raises(Unavailable):
             await archive.database.check()
+
+
+async def test_a_database_that_comes_later_is_migrated_then_where_that_is_wanted(tmp_path):
+    """Here a file in a folder that is not there yet; nobody else would do it."""
+    url = f"sqlite:///{tmp_path / 'later' / 'history.db'}"
+    options: Any = {"now_ms": now_ms, "report": report}
+    async with (
+        open_archive(url, Limits(), migrates=True, **options) as archive,
+        open_archive(url, Limits(), migrates=False, **options) as careful,
+    ):
+        with pytest.raises(Unavailable):
+            await archive.prepare()
+        (tmp_path / "later").mkdir()
+        with pytest.raises(HistoryAway) as caught:
+            await careful.prepare()
+        assert "gateway migrate" in caught.value.why
+        await archive.prepare()
+        await archive.database.check()
+        await careful.prepare()

@@ -147,6 +147,14 @@ class World:
         self.probe = Seen()
         self.errors: list[Exception] = []
         self.erased: set[str] = set()
+        self.unprepared = 0
+        self.prepared = 0
+
+    async def prepare(self) -> None:
+        if self.unprepared:
+            self.unprepared -= 1
+            raise Unavailable
+        self.prepared += 1
 
     async def is_erased(self, key: SessionKey, user: str) -> bool:
         assert user == "u"
@@ -155,6 +163,7 @@ class World:
     def archiver(self, node: str = "n1", alive: Sequence[str] = ("n1",)) -> Archiver:
         archiver = Archiver(
             journal=self.journal,
+            prepare=self.prepare,
             write=self.table.write,
             erased=self.is_erased,
             probe=self.probe,
@@ -326,6 +335,15 @@ async def test_it_goes_on_when_the_database_is_back(world, monkeypatch):
     await until_empty(world, world.archiver())
     assert len(world.table.rows) == 10
     assert world.errors == []
+
+
+async def test_the_database_is_prepared_once_before_it_is_written(world, monkeypatch):
+    """It may have been away at the start; then nobody else would migrate it."""
+    monkeypatch.setattr("gateway.archive.archiver.PAUSE_S", 0.001)
+    world.unprepared = 3
+    world.journal.add("s")
+    await until_empty(world, world.archiver())
+    assert (world.unprepared, world.prepared) == (0, 1)
 
 
 async def test_an_unexpected_fault_of_the_journal_is_reported_and_survived(world, monkeypatch):
