@@ -181,7 +181,9 @@ class Node:
         )
         self._archiver = Archiver(
             journal=bus.journal,
+            prepare=archive.prepare,
             write=archive.writer.write,
+            erased=archive.writer.erased,
             probe=telemetry,
             node=self.node_id,
             partitions=keys.PARTITIONS,

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.archive.database import Database
-from gateway.archive.migrate import prepare
+from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
+from gateway.archive.migrate import migrate, prepare
 from gateway.archive.reader import Reader
 from gateway.archive.retention import Retention
 from gateway.archive.writer import Writer
@@ -21,9 +22,11 @@ class Archive:
         limits: Limits,
         retention: Retention,
         *,
+        migrates: bool,
         now_ms: Callable[[], int],
     ) -> None:
         """`database` stays the caller's. A session is made live again within its `limits`."""
+        self._migrates = migrates
         self.database = database
         self.retention = retention
         self.writer = Writer(database)
@@ -33,6 +36,22 @@ class Archive:
             transcript_messages=limits.transcript_messages,
             transcript_bytes=limits.transcript_bytes,
         )
+
+    async def prepare(self) -> None:
+        """What the start could not do, when the database was away then: the schema that is needed.
+
+        Raises:
+            HistoryAway: it is away, or its schema is old and stays so.
+        """
+        try:
+            await self.database.check()
+        except OldSchema:
+            if not self._migrates:
+                raise
+            try:
+                await migrate(self.database)
+            except UnusableDatabase as error:
+                raise HistoryAway(str(error)) from None
 
 
 @asynccontextmanager
@@ -63,6 +82,6 @@ async def open_archive(
             now_ms=now_ms,
             report=report,
         )
-        yield Archive(database, limits, retention, now_ms=now_ms)
+        yield Archive(database, limits, retention, migrates=migrates, now_ms=now_ms)
     finally:
         await database.close()

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from loguru import logger
 
 from gateway.archive.errors import BadRecord
+from gateway.archive.rows import key_of
 from gateway.session.archive import (
     ArchiveProbe,
     Journal,
@@ -27,15 +28,20 @@ from gateway.session.archive import (
     RunEnded,
 )
 from gateway.session.errors import Unavailable
+from gateway.session.model import SessionKey
 from gateway.session.ports import Clock
 
-SLICE = 16
-"""So many partitions are read at a time; each holds some 4 MiB at most."""
+READ_BYTES = 8 * 1024 * 1024
+"""Partitions are read together while no more than this waits in them; one alone, otherwise."""
 COUNT = 50
 """So many entries of each."""
 BATCH = 500
 BATCH_BYTES = 8 * 1024 * 1024
-"""What one transaction has at least, when there is so much; all that a round finds, otherwise."""
+"""What one transaction has at most, or one entry, however large. After a failure it is half of it,
+down to one entry, so that what was too much in the time that there is becomes less; and each round
+that succeeds makes it a quarter more again."""
+AGAIN_S = 30.0
+"""An entry that we cannot bring now, and must not set aside, is tried again after this."""
 
 PAUSE_S = 0.5
 MOST_PAUSE_S = 5.0
@@ -52,7 +58,9 @@ class Archiver:
         self,
         *,
         journal: Journal,
+        prepare: Callable[[], Awaitable[None]],
         write: Callable[[Sequence[Record]], Awaitable[None]],
+        erased: Callable[[SessionKey, str], Awaitable[bool]],
         probe: ArchiveProbe,
         node: str,
         partitions: int,
@@ -65,9 +73,12 @@ class Archiver:
 
         Args:
             journal: where history waits.
+            prepare: makes the database fit to be written, before that is done first. Raises
+                `Unavailable` until it is.
             write: writes records in one transaction, idempotently. Raises `Unavailable` while the
                 database is away, `BadRecord` when it will never take one of them. What else it
-                raises is a fault of ours, and no reason to set history aside.
+                raises is a fault of ours, and no reason to set history aside: the entry waits.
+            erased: whether a session of a user was erased. Raises `Unavailable`.
             probe: telemetry.
             node: this one.
             partitions: how many journals there are.
@@ -78,7 +89,9 @@ class Archiver:
                 shown of it is true.
         """
         self._journal = journal
+        self._prepare = prepare
         self._write = write
+        self._erased = erased
         self._probe = probe
         self._node = node
         self._partitions = partitions
@@ -88,6 +101,9 @@ class Archiver:
         self._watch_s = watch_s
         self._alive: frozenset[str] = frozenset()
         self._share: list[int] = []
+        self._limit = BATCH
+        self._passed: dict[int, str] = {}
+        self._again_at = 0.0
         self._nearly_full = False
 
     def heard(self, nodes: Mapping[str, bool]) -> None:
@@ -104,14 +120,20 @@ class Archiver:
             tasks.create_task(self._watch())
 
     async def _run(self) -> None:
-        failures = 0
+        failures, prepared = 0, False
         while True:
             pause_s = self._interval_s
             try:
+                if not prepared:
+                    await self._prepare()
+                    prepared = True
                 if await self.archive():
                     pause_s = 0.0
                 failures = 0
-            except Unavailable:
+            except Unavailable as error:
+                if not prepared and not failures:
+                    why = getattr(error, "why", str(error))
+                    logger.bind(error=why).warning("the archive is not ready; history waits")
                 pause_s = min(MOST_PAUSE_S, PAUSE_S * 2 ** min(failures, 16))
                 pause_s *= random.uniform(0.5, 1)  # nodes that lost it together come back apart
                 failures += 1
@@ -126,38 +148,70 @@ class Archiver:
         Raises:
             Unavailable: the database or Redis is away; the rest waits.
         """
+        if self._clock() >= self._again_at:
+            self._passed.clear()
+        try:
+            more = await self._archive(min(COUNT, self._limit))
+        except Unavailable:
+            self._limit = max(1, self._limit // 2)
+            raise
+        self._limit = min(BATCH, self._limit + max(1, self._limit // 4))
+        return more
+
+    async def _archive(self, count: int) -> bool:
         more = False
-        partitions, batch = self._share, list[JournalEntry]()
-        for first in range(0, len(partitions), SLICE):
-            found = await self._journal.read(partitions[first : first + SLICE], COUNT)
-            more = more or COUNT in Counter(entry.id.partition for entry in found).values()
-            batch += found
-            if len(batch) >= BATCH or sum(map(_size, batch)) >= BATCH_BYTES:
-                await self._bring(batch)
-                batch = []
+        batch, size = list[JournalEntry](), 0
+        for partitions in await self._groups():
+            found = await self._journal.read(partitions, count, after=self._passed)
+            more = more or count in Counter(entry.id.partition for entry in found).values()
+            for entry in found:
+                size += _size(entry)
+                too_large = size > BATCH_BYTES * self._limit // BATCH
+                if batch and (too_large or len(batch) >= self._limit):
+                    await self._bring(batch)
+                    batch, size = [], _size(entry)
+                batch.append(entry)
         if batch:
             await self._bring(batch)
         return more
 
+    async def _groups(self) -> list[list[int]]:
+        """Its share, as it is read: Redis's answers, and what we hold of them, stay small."""
+        groups, left = list[list[int]](), 0
+        sizes = await self._journal.sizes(self._share) if self._share else []
+        for number, size in zip(self._share, sizes, strict=True):
+            left -= size
+            if left < 0 or not groups:
+                groups.append([])
+                left = READ_BYTES - size
+            groups[-1].append(number)
+        return groups
+
     async def _bring(self, entries: Sequence[JournalEntry]) -> None:
         began = self._clock()
-        readable: list[tuple[JournalEntry, Record]] = []
-        for entry in entries:
-            if entry.record is None:
-                await self._bury(entry, "it cannot be understood")
-            else:
-                readable.append((entry, entry.record))
+        readable = [(entry, entry.record) for entry in entries if entry.record is not None]
         if readable:
             await self._write_all(readable)
             self._probe.archived(self._clock() - began)
+        for entry in entries:
+            if entry.record is None:
+                await self._bury(entry, "it cannot be understood")
 
     async def _write_all(self, entries: Sequence[tuple[JournalEntry, Record]]) -> None:
-        """Writes and forgets; what the database will never take is found by halves and buried."""
+        """Writes and forgets. One that cannot be written is found by halves: what the database will
+        never take is buried, and what we stumble over waits; neither holds up the others.
+        """
         try:
             await self._write([record for _, record in entries])
-        except BadRecord as error:
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is looked at below
             if len(entries) == 1:
-                await self._bury(entries[0][0], _one_line(error))
+                if isinstance(error, BadRecord):
+                    await self._bury(entries[0][0], _one_line(error))
+                else:
+                    self._pass(entries[0][0])
+                    self._report("an entry of the journal could not be archived; it waits", error)
                 return
             middle = len(entries) // 2
             await self._write_all(entries[:middle])
@@ -165,7 +219,30 @@ class Archiver:
             return
         await self._journal.forget([entry.id for entry, _ in entries])
 
+    def _pass(self, entry: JournalEntry) -> None:
+        """Leaves it where it is, and reads on behind it, until it is time to try again.
+
+        What stands before it in its partition has been brought, or passed, too.
+        """
+        if not self._passed:
+            self._again_at = self._clock() + AGAIN_S
+        number, entry_id = entry.id
+        self._passed[number] = max(self._passed.get(number, "0-0"), entry_id, key=_place)
+
     async def _bury(self, entry: JournalEntry, why: str) -> None:
+        """Sets it aside; unless its owner had it erased, or a newer node may understand it."""
+        owner = entry.owner
+        if entry.record is not None:
+            owner = key_of(entry.record), entry.record.user
+        if owner is not None and await self._erased(*owner):
+            await self._journal.forget([entry.id])
+            return
+        if not entry.known:
+            logger.bind(partition=entry.id.partition, entry=entry.id.id).warning(
+                "an entry of the journal is of a newer version; it waits for a newer node"
+            )
+            self._pass(entry)
+            return
         logger.bind(partition=entry.id.partition, entry=entry.id.id, error=why).error(
             "the archive refuses an entry of the journal; it is among the dead letters now"
         )
@@ -221,6 +298,12 @@ def _size(entry: JournalEntry) -> int:
             return sum(map(len, asked)) + sum(map(len, said)) + len(event) + len(state or b"")
         case _:
             return 0
+
+
+def _place(entry_id: str) -> tuple[int, int]:
+    """An entry's id in the order of its stream."""
+    ms, _, nth = entry_id.partition("-")
+    return int(ms), int(nth)
 
 
 def _one_line(error: Exception) -> str:

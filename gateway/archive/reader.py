@@ -82,7 +82,12 @@ class Reader:
             messages=await self._transcript(key),
             state=None if found.state is None else found.state.encode(),
             begun_ms=found.created_ms,
+            last_end_ms=await self._last_end(key),
         )
+
+    async def _last_end(self, key: SessionKey) -> int:
+        found = await self._one(select(func.max(runs.c.ended_ms)).where(*_is(runs, key)))
+        return 0 if found is None else found[0] or 0
 
     async def _transcript(self, key: SessionKey) -> list[tuple[str, bytes]]:
         m = messages.c

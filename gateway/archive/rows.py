@@ -83,7 +83,7 @@ def reported_usage(event: bytes) -> list[TokenUsage]:
     """The usage in a terminal event, entry by entry; what cannot be read is absent, never zero."""
     try:
         usage = _terminal.decode(event).usage
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
     entries: list[TokenUsage] = []
     for entry in cast("list[Any]", usage) if isinstance(usage, list) else []:

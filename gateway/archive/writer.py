@@ -7,6 +7,7 @@ from sqlalchemy import Table, case, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.archive.database import ERASING, Database, hold
+from gateway.archive.errors import BadRecord
 from gateway.archive.rows import (
     Row,
     SessionDelta,
@@ -36,17 +37,18 @@ class Writer:
             HistoryAway: the database is away, full or locked: the same batch may pass later.
             BadRecord: something in the batch will never be taken.
         """
-        prepared = {
-            record.ref: (record, run_row(record, usage), message_rows(record), usage)
-            for record in records
-            if isinstance(record, RunEnded)
-            for usage in [reported_usage(record.event)]
-        }
         async with self._database.writing() as connection:
             await hold(connection, ERASING, shared=True)
             kept = await _not_erased(connection, records)
+            # Only now: what was erased and cannot be written is dropped, too, and not set aside.
+            prepared = {
+                record.ref: (record, run_row(record, usage), message_rows(record), usage)
+                for record in kept
+                if isinstance(record, RunEnded)
+                for usage in [reported_usage(record.event)]
+            }
             # In the order of their keys, so that two writers never wait for each other in turn.
-            keys = sorted({record.ref for record in kept if isinstance(record, RunEnded)})
+            keys = sorted(prepared)
             fresh = await _add_runs(connection, [prepared[key][1] for key in keys])
             rows = [row for key in keys if key in fresh for row in prepared[key][2]]
             if rows:
@@ -57,6 +59,20 @@ class Writer:
             ran = [(prepared[key][0], prepared[key][3]) for key in keys if key in fresh]
             if usage := usage_rows(ran):
                 await connection.execute(_add_usage(connection), usage)
+
+    async def erased(self, key: SessionKey, user: str) -> bool:
+        """Whether a session was erased, or all of its user when it had begun.
+
+        Of a session that is not known yet, it is taken to have begun before that.
+
+        Raises:
+            HistoryAway: the database is away.
+        """
+        try:
+            async with self._database.reading() as connection:
+                return not await _not_erased(connection, [SessionOver(key, user, "expired", 0)])
+        except BadRecord:
+            return False  # a name that no tombstone can have
 
 
 async def _not_erased(connection: AsyncConnection, records: Sequence[Record]) -> list[Record]:

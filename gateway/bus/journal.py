@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from gateway.bus import keys
 from gateway.bus.scripts import Scripts, source
 from gateway.session.archive import (
+    NOWHERE,
     DeadLetter,
     EntryId,
     JournalEntry,
@@ -32,16 +33,29 @@ class RedisJournal:
         self._scripts = scripts
         self._most_bytes = limits.journal_bytes
 
-    async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
+    async def read(
+        self, partitions: Sequence[int], count: int, *, after: Mapping[int, str] = NOWHERE
+    ) -> list[JournalEntry]:
         """At most `count` of the oldest entries of each partition, oldest first within each."""
+        first = {number: f"({entry_id}" for number, entry_id in after.items()}
         pages = await self._scripts.pipeline(
-            *(("XRANGE", keys.journal(number), "-", "+", "COUNT", count) for number in partitions)
+            *(
+                ("XRANGE", keys.journal(number), first.get(number, "-"), "+", "COUNT", count)
+                for number in partitions
+            )
         )
         return [
-            JournalEntry(EntryId(number, entry_id.decode()), parse_record(fields))
+            _parse_entry(EntryId(number, entry_id.decode()), fields)
             for number, page in zip(partitions, pages, strict=True)
             for entry_id, fields in page
         ]
+
+    async def sizes(self, partitions: Sequence[int]) -> list[int]:
+        """About how many bytes wait in each of the partitions."""
+        answers = await self._scripts.pipeline(
+            *(("GET", keys.journal_bytes(number)) for number in partitions)
+        )
+        return [int(answer or 0) for answer in answers]
 
     async def forget(self, entries: Sequence[EntryId]) -> None:
         """They are archived."""
@@ -118,6 +132,19 @@ def _by_partition(entries: Sequence[EntryId]) -> dict[int, list[str]]:
     return found
 
 
+def _parse_entry(entry_id: EntryId, fields: dict[bytes, bytes]) -> JournalEntry:
+    record = parse_record(fields)
+    if record is not None:
+        return JournalEntry(entry_id, record)
+    known = fields.get(b"entry") in (None, b"begun", b"run", b"over")
+    try:
+        tenant, session_id = fields[b"session"].decode().split(":")
+        owner = SessionKey(tenant, session_id), fields[b"user"].decode()
+    except (KeyError, ValueError):
+        owner = None
+    return JournalEntry(entry_id, None, owner, known)
+
+
 def _parse_letter(letter_id: EntryId, fields: dict[bytes, bytes]) -> DeadLetter:
     text = {name.decode(errors="replace"): fields[name].decode(errors="replace") for name in fields}
     why = text.pop("why", "")
@@ -161,7 +188,7 @@ def parse_record(fields: dict[bytes, bytes]) -> Record | None:
                 return SessionOver(key, user, cast(Any, text["status"]), int(entry["at_ms"]))
             case _:
                 return None
-    except (KeyError, ValueError, msgspec.DecodeError):
+    except (KeyError, ValueError, msgspec.DecodeError, RecursionError):
         return None
 
 

@@ -56,6 +56,11 @@ def journal(number: int) -> str:
     return f"j:{{p{number}}}"
 
 
+def journal_bytes(number: int) -> str:
+    """How many bytes that is; the scripts count them."""
+    return f"jb:{{p{number}}}"
+
+
 def dead_letters(number: int) -> str:
     """What the archive refuses of a partition's journal."""
     return f"jd:{{p{number}}}"

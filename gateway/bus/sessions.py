@@ -105,6 +105,7 @@ class RedisSessions:
             int(attending),
             digest,
             (recalled and recalled.state) or b"",
+            recalled.last_end_ms if recalled else 0,
             *items,
         )
         created, homed = answer[:2]

@@ -3,8 +3,9 @@
 Times are milliseconds since the epoch, by Redis. JSON stays bytes: nobody on this way reads it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 from gateway.session.model import Closed, RunRef, SessionKey
@@ -77,10 +78,18 @@ class EntryId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """An entry as it was read; `record` is None when it cannot be understood."""
+    """An entry as it was read.
+
+    Attributes:
+        record: None when it cannot be understood.
+        owner: whose it is then, session and user, as far as that can be read.
+        known: False when it is of a kind that only a newer version knows.
+    """
 
     id: EntryId
     record: Record | None
+    owner: tuple[SessionKey, str] | None = None
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,7 @@ class Recalled:
             with its run id.
         state: the shared state, when there is one.
         begun_ms: when it was created, at first.
+        last_end_ms: when its newest run ended; those to come end later, by whatever clock.
     """
 
     agent: str
@@ -204,6 +214,7 @@ class Recalled:
     messages: list[tuple[str, bytes]] = field(default_factory=list[tuple[str, bytes]])
     state: bytes | None = None
     begun_ms: int = 0
+    last_end_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +258,9 @@ class Erasure(Protocol):
         ...
 
 
+NOWHERE: Mapping[int, str] = MappingProxyType({})
+
+
 class Journal(Protocol):
     """The outbox between live state and archive: one stream per partition, at least once, in order.
 
@@ -255,8 +269,17 @@ class Journal(Protocol):
     Raises (all): `Unavailable`.
     """
 
-    async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
-        """At most `count` of the oldest entries of each partition, oldest first within each."""
+    async def read(
+        self, partitions: Sequence[int], count: int, *, after: Mapping[int, str] = NOWHERE
+    ) -> list[JournalEntry]:
+        """At most `count` of the oldest entries of each partition, oldest first within each.
+
+        `after`: partitions of which only what stands behind an entry is wanted.
+        """
+        ...
+
+    async def sizes(self, partitions: Sequence[int]) -> list[int]:
+        """About how many bytes wait in each of the partitions."""
         ...
 
     async def forget(self, entries: Sequence[EntryId]) -> None:

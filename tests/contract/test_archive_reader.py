@@ -47,6 +47,7 @@ async def test_a_session_is_recalled_with_all_that_it_was(database: Database) ->
         (run.ref.run_id, json) for run in (first, second) for json in [*run.asked, *run.said]
     ]
     assert recalled.messages == expected
+    assert recalled.last_end_ms == second.ended_ms > first.ended_ms
 
 
 async def test_who_is_not_its_owner_learns_nothing(database: Database) -> None:

@@ -11,17 +11,17 @@ from support.bus import running_bus
 from support.history import everything, rows
 from support.talk import Talk
 
-from gateway.app import report
+from gateway.app import now_ms, report
 from gateway.archive.archive import open_archive
-from gateway.archive.archiver import Archiver
+from gateway.archive.archiver import READ_BYTES, Archiver
 from gateway.archive.database import Database
-from gateway.archive.errors import UnusableDatabase
+from gateway.archive.errors import HistoryAway, UnusableDatabase
 from gateway.archive.reader import Reader
 from gateway.archive.schema import messages, runs, usage_daily
 from gateway.archive.writer import Writer
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.session.archive import EntryId, JournalState
+from gateway.session.archive import JournalState
 from gateway.session.errors import Unavailable
 from gateway.session.model import Limits
 
@@ -46,7 +46,9 @@ async def bus() -> AsyncIterator[Bus]:
 def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = None) -> Archiver:
     made = Archiver(
         journal=journal or bus.journal,
+        prepare=database.check,
         write=Writer(database).write,
+        erased=Writer(database).erased,
         probe=Silent(),
         node=node,
         partitions=keys.PARTITIONS,
@@ -58,7 +60,7 @@ def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = N
 
 
 def reader(database: Database) -> Reader:
-    return Reader(database, now_ms=lambda: 0, transcript_messages=200, transcript_bytes=1 << 20)
+    return Reader(database, now_ms=now_ms, transcript_messages=200, transcript_bytes=1 << 20)
 
 
 async def converse(bus: Bus, count: int = 3, **fields: Any) -> Talk:
@@ -96,6 +98,7 @@ async def test_a_node_that_dies_between_commit_and_forget_doubles_nothing(
 
     class Dies:
         read = staticmethod(bus.journal.read)
+        sizes = staticmethod(bus.journal.sizes)
 
         @staticmethod
         async def forget(_entries: object) -> None:
@@ -150,15 +153,89 @@ async def test_what_the_database_will_never_take_is_set_aside_and_replayed(
     assert (await bus.journal.state()).dead == 1, "nothing was mended"
 
 
-async def test_an_entry_that_nobody_understands_is_set_aside(bus: Bus, database: Database):
+async def test_a_run_that_is_nested_too_deeply_to_be_read_holds_up_nobody(
+    bus: Bus, database: Database
+):
+    """An agent may end its run with any event; its usage cannot be read then, and is absent."""
+    deep = b'{"type":"RUN_FINISHED","result":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    talk = await converse(bus, 1, event=deep)
+    await archiver(bus, database).archive()
+    assert len(await texts(database, talk)) == 2
+    [row] = await rows(database, runs)
+    assert row["event"] == deep.decode()
+    assert row["input_tokens"] is None
+
+
+async def test_an_entry_whose_words_cannot_be_read_is_set_aside(bus: Bus, database: Database):
     talk = await converse(bus, 1)
-    await bus.client.xadd("j:{p7}", {"entry": "of a later version"})
+    journal = keys.journal(keys.partition(talk.key))
+    *_, (_, fields) = await bus.client.xrange(journal)
+    deep = b"[" * 5000 + b"]" * 5000
+    await bus.client.xadd(journal, {**fields, b"run": "r-deep", b"asked": deep})
     await archiver(bus, database).archive()
     assert len(await texts(database, talk)) == 2
     [letter] = await bus.journal.dead(10)
-    assert letter.id.partition == 7
-    assert letter.fields["entry"] == "of a later version"
-    assert isinstance(letter.id, EntryId)
+    assert letter.fields["run"] == "r-deep"
+
+
+async def test_a_backlog_is_read_a_few_partitions_at_a_time(bus: Bus, database: Database):
+    """Redis answers within a bound of time, so one answer must not be all that it has."""
+    talks = [await converse(bus, 1) for _ in range(8)]
+    sizes = await bus.journal.sizes(range(keys.PARTITIONS))
+    busy = {keys.partition(talk.key) for talk in talks}
+    assert {number for number, size in enumerate(sizes) if size} == busy
+    for number in busy:
+        await bus.client.set(keys.journal_bytes(number), READ_BYTES * 2 // 3)
+    asked: list[int] = []
+
+    class Counts:
+        sizes = staticmethod(bus.journal.sizes)
+        forget = staticmethod(bus.journal.forget)
+
+        @staticmethod
+        async def read(partitions: Any, count: int, **rest: Any) -> Any:
+            asked.append(len(busy.intersection(partitions)))
+            return await bus.journal.read(partitions, count, **rest)
+
+    await archiver(bus, database, journal=Counts()).archive()
+    assert asked == [1] * len(busy)
+    assert len(await rows(database, runs)) == 8
+
+
+async def test_an_entry_of_a_newer_version_waits_for_a_newer_node(bus: Bus, database: Database):
+    """In a rolling deploy; and what stands behind it goes on."""
+    talk = await converse(bus, 1)
+    journal = keys.journal(keys.partition(talk.key))
+    *_, (_, fields) = await bus.client.xrange(journal)
+    newer = await bus.client.xadd(journal, {"entry": "of a later version"})
+    await bus.client.xadd(journal, {**fields, b"run": b"r-behind"})
+    await bus.client.xadd("j:{p7}", {"what": "no entry at all"})
+    node = archiver(bus, database)
+    for _ in range(2):
+        await node.archive()
+    assert len(await texts(database, talk)) == 4
+    [waiting] = await bus.journal.read(range(keys.PARTITIONS), 10)
+    assert waiting.id == (keys.partition(talk.key), newer.decode())
+    [letter] = await bus.journal.dead(10)
+    assert letter.fields == {"what": "no entry at all"}
+
+
+@pytest.mark.parametrize("session_only", [True, False])
+async def test_no_dead_letter_arises_of_what_was_erased(
+    bus: Bus, database: Database, session_only: bool
+):
+    """Not of a run that no database takes, of one that cannot be read, nor of a newer version's."""
+    talk = await converse(bus, 1, messages=[b'{"content":"SECRET \xff"}'])
+    journal = keys.journal(keys.partition(talk.key))
+    *_, (_, fields) = await bus.client.xrange(journal)
+    for changes in ({b"created_ms": b"SECRET"}, {b"ended_ms": str(2**70)}, {b"entry": b"newer"}):
+        await bus.client.xadd(journal, {**fields, b"run": b"r-%d" % len(str(changes)), **changes})
+    other = await converse(bus, 1)
+    await reader(database).erase(*talk.key[:1], talk.user, *talk.key[1:] if session_only else ())
+    await archiver(bus, database).archive()
+    assert await bus.journal.dead(10) == []
+    assert await bus.journal.state() == JournalState()
+    assert len(await texts(database, other)) == (2 if session_only else 0)
 
 
 async def test_an_old_schema_is_refused_and_migrated_only_where_that_is_wanted(database_url: str):
@@ -186,3 +263,22 @@ async def test_a_database_that_is_away_at_the_start_may_come_later(tmp_path):
     ) as archive:
         with pytest.raises(Unavailable):
             await archive.database.check()
+
+
+async def test_a_database_that_comes_later_is_migrated_then_where_that_is_wanted(tmp_path):
+    """Here a file in a folder that is not there yet; nobody else would do it."""
+    url = f"sqlite:///{tmp_path / 'later' / 'history.db'}"
+    options: Any = {"now_ms": now_ms, "report": report}
+    async with (
+        open_archive(url, Limits(), migrates=True, **options) as archive,
+        open_archive(url, Limits(), migrates=False, **options) as careful,
+    ):
+        with pytest.raises(Unavailable):
+            await archive.prepare()
+        (tmp_path / "later").mkdir()
+        with pytest.raises(HistoryAway) as caught:
+            await careful.prepare()
+        assert "gateway migrate" in caught.value.why
+        await archive.prepare()
+        await archive.database.check()
+        await careful.prepare()

@@ -1,13 +1,15 @@
 """A session that expired is made live again from what the archive knows of it."""
 
 import json
+import time
+from dataclasses import replace
 
 import pytest
 from support.bus import connected_bus
 from support.talk import Talk
 
 from gateway.bus.bus import Bus
-from gateway.session.archive import Recalled, SessionBegun
+from gateway.session.archive import Recalled, RunEnded, SessionBegun
 from gateway.session.errors import Refused
 from gateway.session.model import Limits
 from protocol.codes import ErrorCode
@@ -66,6 +68,17 @@ async def test_the_journal_says_that_it_began_again(bus: Bus) -> None:
         b'{"plan":"gold"}',
         "cancel",
     )
+
+
+async def test_its_runs_end_after_those_of_before_whatever_the_clock_says(bus: Bus) -> None:
+    """Redis's clock may be behind that of the one before: messages keep their order for good."""
+    talk = Talk(bus)
+    last_end_ms = int(time.time() * 1000) + 3_600_000
+    await talk.open(agent=None, recalled=replace(recalled(), last_end_ms=last_end_ms))
+    for _ in range(2):
+        await talk.finish(await talk.running("new"))
+    ends = [entry.ended_ms for entry in await talk.journal() if isinstance(entry, RunEnded)]
+    assert ends == [last_end_ms + 1, last_end_ms + 2]
 
 
 async def test_of_two_that_recall_it_one_does(bus: Bus) -> None:

@@ -3,8 +3,9 @@
 --
 -- ARGV: user, agent ('' to follow only), metadata JSON, node ('' only looks), dead_home, fresh epoch,
 --       limits, on_detach (continue, cancel), attending (1: the node has clients on it), digest of
---       what is to be created ('' where the id alone decides), shared state JSON or '', then the
---       messages that its transcript begins with, each behind the id of its run
+--       what is to be created ('' where the id alone decides), shared state JSON or '', when its
+--       newest run ended (0: none did), then the messages that its transcript begins with, each
+--       behind the id of its run
 -- Returns: created, homed, user, agent, state, epoch, seq, created_ms, home, interrupts JSON,
 --          pending tools JSON, on_detach, home_seq, made here, metadata JSON, then (run id, status)
 --          pairs, the open run first
@@ -31,9 +32,10 @@ if redis.call('EXISTS', K.session) == 0 then
   redis.call('HSET', K.session, 'user', user, 'agent', agent, 'epoch', epoch, 'seq', 0, 'state',
     'idle', 'open', '', 'made_of', ARGV[10], 'home', node, 'home_seq', 0, 'made_by', node,
     'created_ms', int(now), 'metadata', metadata, 'log_bytes', 0, 'transcript_bytes', 0,
-    'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8], 'shared_state', ARGV[11])
+    'trimmed', 0, 'trimmed_bytes', 0, 'on_detach', ARGV[8], 'shared_state', ARGV[11],
+    'last_end_ms', ARGV[12])
   local items = {}
-  for i = 12, #ARGV do
+  for i = 13, #ARGV do
     items[#items + 1] = ARGV[i]
   end
   add_items(items, limits)

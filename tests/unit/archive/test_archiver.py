@@ -2,13 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
-from gateway.archive.archiver import COUNT, SLICE, Archiver, share
+from gateway.archive.archiver import BATCH, COUNT, Archiver, share
 from gateway.archive.errors import BadRecord
 from gateway.session.archive import (
+    NOWHERE,
     DeadLetter,
     EntryId,
     JournalEntry,
@@ -27,6 +30,7 @@ class LittleJournal:
 
     def __init__(self) -> None:
         self.waiting: dict[EntryId, Record | None] = {}
+        self.added = 0
         self.buried: dict[EntryId, str] = {}
         self.down = False
         self.forget_down = False
@@ -34,13 +38,24 @@ class LittleJournal:
 
     def add(self, name: str, partition: int = 0) -> None:
         record = SessionOver(SessionKey("acme", name), "u", "completed", 1)
-        self.waiting[EntryId(partition, f"{len(self.waiting) + 1:06}-0")] = record
+        self.added += 1
+        self.waiting[EntryId(partition, f"{self.added:06}-0")] = record
 
-    async def read(self, partitions: Sequence[int], count: int) -> list[JournalEntry]:
+    async def sizes(self, partitions: Sequence[int]) -> list[int]:
+        await self._answer()
+        waiting = Counter(entry.partition for entry in self.waiting)
+        return [waiting[number] for number in partitions]
+
+    async def read(
+        self, partitions: Sequence[int], count: int, *, after: Mapping[int, str] = NOWHERE
+    ) -> list[JournalEntry]:
         await self._answer()
         found: list[JournalEntry] = []
         for number in partitions:
-            ids = sorted(entry for entry in self.waiting if entry.partition == number)
+            first = EntryId(number, after.get(number, ""))
+            ids = sorted(
+                entry for entry in self.waiting if entry.partition == number and entry > first
+            )
             found += [JournalEntry(entry, self.waiting[entry]) for entry in ids[:count]]
         return found
 
@@ -89,10 +104,14 @@ class LittleTable:
         self.rows: dict[str, Record] = {}
         self.written: list[list[str]] = []
         self.poison: set[str] = set()
+        self.stumbles: set[str] = set()
         self.failures = 0
+        self.most = 1_000_000
 
     async def write(self, records: Sequence[Record]) -> None:
         await asyncio.sleep(0)
+        if len(records) > self.most:
+            raise Unavailable("not in the time that there is")
         if self.failures:
             self.failures -= 1
             raise Unavailable("the history does not answer")
@@ -100,6 +119,8 @@ class LittleTable:
         bad = self.poison.intersection(names)
         if bad:
             raise BadRecord(f"invalid input for {sorted(bad)[0]}\nDETAIL: and so on")
+        if self.stumbles.intersection(names):
+            raise RecursionError("a fault of ours")
         self.written.append(names)
         self.rows.update(zip(names, records, strict=True))
 
@@ -125,11 +146,26 @@ class World:
         self.table = LittleTable()
         self.probe = Seen()
         self.errors: list[Exception] = []
+        self.erased: set[str] = set()
+        self.unprepared = 0
+        self.prepared = 0
+
+    async def prepare(self) -> None:
+        if self.unprepared:
+            self.unprepared -= 1
+            raise Unavailable
+        self.prepared += 1
+
+    async def is_erased(self, key: SessionKey, user: str) -> bool:
+        assert user == "u"
+        return key.session_id in self.erased
 
     def archiver(self, node: str = "n1", alive: Sequence[str] = ("n1",)) -> Archiver:
         archiver = Archiver(
             journal=self.journal,
+            prepare=self.prepare,
             write=self.table.write,
+            erased=self.is_erased,
             probe=self.probe,
             node=node,
             partitions=PARTITIONS,
@@ -223,13 +259,47 @@ async def test_a_backlog_is_brought_in_bounded_batches_in_order(world):
     assert list(world.table.rows) == [f"s{number:03}" for number in range(3 * COUNT)]
 
 
-async def test_large_entries_are_not_gathered(world, monkeypatch):
-    """Memory: a batch ends when it is large, not only when it is long."""
-    monkeypatch.setattr("gateway.archive.archiver._size", lambda _entry: 5 * 1024 * 1024)
-    for number in range(0, PARTITIONS, SLICE):
-        world.journal.add(f"s{number}", number)
+async def test_a_transaction_is_never_longer_than_its_bound(world):
+    for number in range(PARTITIONS):
+        for nth in range(10):
+            world.journal.add(f"s{number}-{nth}", number)
     await world.archiver().archive()
-    assert [len(names) for names in world.table.written] == [2] * (PARTITIONS // SLICE // 2)
+    assert [len(names) for names in world.table.written] == [BATCH, BATCH, 10 * PARTITIONS - 1000]
+
+
+async def test_a_transaction_is_never_larger_than_its_bound(world, monkeypatch):
+    """In time: what a journal may have is more than a slow database takes at once."""
+    monkeypatch.setattr("gateway.archive.archiver._size", lambda _entry: 3 * 1024 * 1024)
+    for number in range(5):
+        world.journal.add(f"s{number}", 7)
+    world.journal.add("s5", 8)
+    await world.archiver().archive()
+    assert [len(names) for names in world.table.written] == [2] * 3
+
+
+@pytest.mark.parametrize("most", [1, 60])
+async def test_a_backlog_that_is_too_much_at_once_is_brought_in_smaller_parts(
+    world, monkeypatch, most
+):
+    """Else it would be tried for ever, and grow meanwhile."""
+    monkeypatch.setattr("gateway.archive.archiver.PAUSE_S", 0.001)
+    for number in range(150):
+        world.journal.add(f"s{number}", number % 3)
+    world.table.most = most
+    archiver = world.archiver()
+    await until_empty(world, archiver)
+    assert len(world.table.rows) == 150
+    assert max(map(len, world.table.written)) <= most
+
+    world.table.most = 1_000_000
+    for _ in range(30):
+        world.journal.add("more")
+        await archiver.archive()
+    for number in range(10 * PARTITIONS):
+        world.journal.add(f"u{number}", number % PARTITIONS)
+    await archiver.archive()
+    parts = [len(names) for names in world.table.written[-3:]]
+    assert parts == [BATCH, BATCH, 10 * PARTITIONS - 2 * BATCH], "as large as ever in the end"
 
 
 async def test_nothing_is_forgotten_before_it_is_committed(world):
@@ -267,12 +337,21 @@ async def test_it_goes_on_when_the_database_is_back(world, monkeypatch):
     assert world.errors == []
 
 
+async def test_the_database_is_prepared_once_before_it_is_written(world, monkeypatch):
+    """It may have been away at the start; then nobody else would migrate it."""
+    monkeypatch.setattr("gateway.archive.archiver.PAUSE_S", 0.001)
+    world.unprepared = 3
+    world.journal.add("s")
+    await until_empty(world, world.archiver())
+    assert (world.unprepared, world.prepared) == (0, 1)
+
+
 async def test_an_unexpected_fault_of_the_journal_is_reported_and_survived(world, monkeypatch):
     monkeypatch.setattr("gateway.archive.archiver.MOST_PAUSE_S", 0.001)
     world.journal.add("s")
     read = world.journal.read
 
-    async def broken(*_arguments: object) -> list[JournalEntry]:
+    async def broken(*_arguments: object, **_rest: object) -> list[JournalEntry]:
         world.journal.read = read
         raise RuntimeError("a fault of ours")
 
@@ -316,12 +395,75 @@ async def test_a_database_that_goes_while_a_bad_entry_is_sought_buries_nothing(w
     assert len(world.journal.buried) == 1
 
 
+async def test_an_entry_that_we_stumble_over_waits_and_holds_up_no_other(world):
+    """It is no reason to lose history, and none to keep what stands behind it, however much."""
+    world.table.stumbles = {f"s{number}" for number in range(COUNT + 5)}
+    for number in range(2 * COUNT):
+        world.journal.add(f"s{number}", 3)
+    world.journal.add("other", 4)
+    archiver = world.archiver()
+    for _ in range(3):
+        await archiver.archive()
+    fine = {f"s{number}" for number in range(COUNT + 5, 2 * COUNT)} | {"other"}
+    assert set(world.table.rows) == fine
+    waiting = {record.key.session_id for record in world.journal.waiting.values()}
+    assert waiting == world.table.stumbles
+    assert world.journal.buried == {}
+    assert len(world.errors) == COUNT + 5, "each is told once, not at each look"
+
+
+async def test_what_we_stumbled_over_is_tried_again(world, monkeypatch):
+    monkeypatch.setattr("gateway.archive.archiver.AGAIN_S", 0.0)
+    world.table.stumbles = {"s1"}
+    for number in range(3):
+        world.journal.add(f"s{number}", 3)
+    archiver = world.archiver()
+    await archiver.archive()
+    assert set(world.table.rows) == {"s0", "s2"}
+    world.table.stumbles = set()
+    await archiver.archive()
+    assert set(world.table.rows) == {"s0", "s1", "s2"}
+    assert world.journal.waiting == {}
+
+
 async def test_an_entry_that_cannot_be_understood_is_set_aside(world):
     world.journal.waiting[EntryId(1, "1-0")] = None
     world.journal.add("s", 1)
     await world.archiver().archive()
     assert list(world.journal.buried) == [EntryId(1, "1-0")]
     assert list(world.table.rows) == ["s"]
+
+
+async def test_what_is_buried_behind_what_waits_is_not_read_again_before_its_time(world):
+    """A newer node's entry before one that we stumble over: the later place counts."""
+    entry = EntryId(1, "0-1")
+    read = world.journal.read
+
+    async def with_newer(partitions: Sequence[int], count: int, **rest: Any) -> list[JournalEntry]:
+        found = await read(partitions, count, **rest)
+        return [JournalEntry(one.id, one.record, None, known=one.id != entry) for one in found]
+
+    world.journal.read = with_newer
+    world.journal.waiting[entry] = None
+    world.journal.add("s", 1)
+    world.table.stumbles = {"s"}
+    archiver = world.archiver()
+    for _ in range(3):
+        await archiver.archive()
+    assert len(world.journal.waiting) == 2
+    assert len(world.errors) == 1
+    assert world.journal.buried == {}
+
+
+async def test_a_bad_entry_of_an_erased_session_is_forgotten_not_set_aside(world):
+    """Dead letters are kept and shown to operators: none may arise of what was erased."""
+    for number in range(4):
+        world.journal.add(f"s{number}", 3)
+    world.table.poison = {"s1", "s2"}
+    world.erased = {"s1"}
+    await world.archiver().archive()
+    assert world.journal.waiting == {}
+    assert ["s2" in why for why in world.journal.buried.values()] == [True]
 
 
 # --- what is told ---------------------------------------------------------------------------------
