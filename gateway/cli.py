@@ -131,8 +131,9 @@ def migrate(
 def config() -> None:
     """Prints the effective settings, and checks them. Secrets are masked."""
     from gateway.archive.database import Database
-    from gateway.bus.connection import create_client, mask
+    from gateway.bus.connection import create_client
     from gateway.server import resolve
+    from gateway.session.masking import mask
 
     settings, limits = _settings()
     try:

@@ -1,34 +1,27 @@
 """`DATABASE_URL` to a database: bounded calls, one breaker, its faults in our words."""
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from loguru import logger
-from sqlalchemy import event, func, inspect, select, text
-from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import func, inspect, select, text
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.archive.engines import create_engine
 from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 
-SCHEMES = ("sqlite:///", "postgresql://")
-
-_CONNECT_TIMEOUT_S = 2.0
-_LOCK_TIMEOUT_S = 1.5
 _CHECK_TIMEOUT_S = 1.8
 """Less than what readiness waits."""
 _READ_TIMEOUT_S = 5.0
 _WRITE_TIMEOUT_S = 15.0
-_CONNECTIONS = 8
 _THRESHOLD = 2
 _PAUSE_S = 1.0
 """After two failures in a row the database is left alone for this; readiness asks all the same."""
@@ -59,15 +52,9 @@ class Database:
             place: a `DATABASE_URL`, or the path of an SQLite file.
 
         Raises:
-            UnusableDatabase: for another scheme, or an unreadable URL.
+            UnusableDatabase: for what cannot be one.
         """
-        if isinstance(place, Path):
-            parsed = URL.create("sqlite", database=str(place))
-            self.where = str(place)
-        else:
-            parsed = _parse(place)
-            self.where = f"DATABASE_URL={parsed.render_as_string(hide_password=True)}"
-        self._engine = _sqlite(parsed) if parsed.drivername == "sqlite" else _postgresql(parsed)
+        self.where, self._engine = create_engine(place)
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -240,82 +227,3 @@ async def try_hold(connection: AsyncConnection, lock: int) -> bool:
     if connection.dialect.name != "postgresql":
         return True
     return bool(await connection.scalar(select(func.pg_try_advisory_xact_lock(lock))))
-
-
-# --- engines --------------------------------------------------------------------------------------
-
-
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # What cannot be read may hold a password anywhere.
-        raise UnusableDatabase(f"DATABASE_URL: must be like {' or '.join(SCHEMES)}...") from None
-    name = {"postgres": "postgresql"}.get(parsed.drivername, parsed.drivername)
-    parsed = parsed.set(drivername=name.partition("+")[0])
-    where = f"DATABASE_URL={parsed.render_as_string(hide_password=True)}"
-    if name not in ("sqlite", "sqlite+aiosqlite", "postgresql", "postgresql+asyncpg"):
-        raise UnusableDatabase(f"{where}: must begin with {' or '.join(SCHEMES)}")
-    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UnusableDatabase(f"{where}: must name a file, as in sqlite:////var/lib/history.db")
-    return parsed
-
-
-class _SqliteConnection(sqlite3.Connection):
-    """Gives up its transaction, and with it the lock, when it is closed.
-
-    Python keeps both while a statement of it is not yet collected as garbage, and one that was cut
-    off by a time bound may stay long in a traceback.
-    """
-
-    def close(self) -> None:
-        if self.in_transaction:
-            self.rollback()
-        super().close()
-
-
-def _sqlite(url: URL) -> AsyncEngine:
-    if sqlite3.sqlite_version_info < (3, 35):  # RETURNING
-        raise UnusableDatabase(f"SQLite {sqlite3.sqlite_version}: 3.35 or later is needed")
-    engine = create_async_engine(
-        url.set(drivername="sqlite+aiosqlite"),
-        connect_args={"timeout": _LOCK_TIMEOUT_S, "factory": _SqliteConnection},
-        pool_size=_CONNECTIONS,
-        max_overflow=0,
-        pool_timeout=_CONNECT_TIMEOUT_S,
-    )
-
-    def connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions are begun below
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # what was committed survives a power loss
-        cursor.close()
-
-    def begin(connection: Connection) -> None:
-        # Who will write says so at once: a reader that becomes a writer in mid-transaction is
-        # refused when another was quicker, and cannot wait.
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    event.listen(engine.sync_engine, "connect", connected)
-    event.listen(engine.sync_engine, "begin", begin)
-    return engine
-
-
-def _postgresql(url: URL) -> AsyncEngine:
-    try:
-        # `sslmode` is libpq's name, and stands in most URLs that are handed out.
-        query = {("ssl" if name == "sslmode" else name): v for name, v in url.query.items()}
-        return create_async_engine(
-            url.set(drivername="postgresql+asyncpg", query=query),
-            connect_args={"timeout": _CONNECT_TIMEOUT_S},
-            pool_size=_CONNECTIONS,
-            max_overflow=0,
-            pool_timeout=_CONNECT_TIMEOUT_S,
-            pool_pre_ping=True,
-        )
-    except ModuleNotFoundError:
-        raise UnusableDatabase(
-            "DATABASE_URL: PostgreSQL needs its driver: pip install 'nooble-gateway[postgres]'"
-        ) from None

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
 
 from gateway.session.errors import CannotStart
+from gateway.session.masking import mask
 
 Client = Redis | RedisCluster
 
@@ -131,16 +132,6 @@ async def check_server(client: Client, url: str) -> int:
             " (an evicted key would be a lost message)"
         )
     return int(info.get("connected_slaves", 0))
-
-
-def mask(url: str) -> str:
-    """The URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}{colon}{'***' if colon else ''}@{host}"
 
 
 def _one_line(error: BaseException) -> str:

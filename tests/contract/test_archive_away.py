@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from loguru import logger
+from sqlalchemy import text
 from support.databases import PostgresServer, postgres_server
 from support.history import T0, begun, ended, message, rows, some_session
 
@@ -76,6 +77,17 @@ async def refused(database: Database) -> float:
         await Writer(database).write([begun(some_session())])
     assert caught.value.why
     return time.monotonic() - began
+
+
+async def test_what_libpq_calls_its_arguments_is_understood(own_postgres: PostgresServer) -> None:
+    """As hosts of PostgreSQL hand their URLs out."""
+    options = "options=-c%20work_mem%3D5MB&application_name=the%20gateway"
+    others = "sslmode=prefer&channel_binding=prefer&connect_timeout=5&target_session_attrs=primary"
+    database = Database(f"{own_postgres.url()}&{options}&{others}")
+    async with database.reading() as connection:
+        for name, value in (("application_name", "the gateway"), ("work_mem", "5MB")):
+            assert await connection.scalar(text(f"SHOW {name}")) == value
+    await database.close()
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
@@ -200,7 +212,7 @@ async def test_a_full_postgresql_is_an_answer(remote: Database) -> None:
 
 
 @pytest.fixture
-async def distrusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+async def distrusted(tmp_path: Path) -> AsyncIterator[Database]:
     """A server whose certificate nobody knows: it is its own."""
     name = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
     files = ("-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate"))
@@ -223,8 +235,8 @@ async def distrusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    monkeypatch.setenv("PGSSLROOTCERT", str(tmp_path / "other"))
-    database = Database(f"postgresql://ann@127.0.0.1:{port}/history?sslmode=verify-full")
+    trusted = f"sslmode=verify-full&sslrootcert={tmp_path / 'other'}"
+    database = Database(f"postgresql://ann@127.0.0.1:{port}/history?{trusted}")
     yield database
     await database.close()
     server.close()

@@ -277,15 +277,24 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("GATEWAY_HOST", "0.0.0.0"), ("REDIS_URL", "http://127.0.0.1")]
+    ("variable", "value"),
+    [
+        ("GATEWAY_HOST", "0.0.0.0"),
+        ("REDIS_URL", "http://127.0.0.1"),
+        ("DATABASE_URL", "postgresql://db/h?sslmode=banana"),
+    ],
 )
 def test_config_checks_what_serve_would(tmp_path: Path, variable: str, value: str) -> None:
     assert f"{variable}={value}" in complaint(gateway("config", cwd=tmp_path, **{variable: value}))
 
 
 def test_config_masks_secrets(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("REDIS_URL=redis://:secret@host\nGATEWAY_PORT=9000\n")
+    (tmp_path / ".env").write_text(
+        "REDIS_URL=redis://:secret@host\nGATEWAY_PORT=9000\n"
+        "DATABASE_URL=postgresql://host/h?password=secret\n"
+    )
     result = gateway("config", cwd=tmp_path)
     assert result.returncode == 0
     assert "GATEWAY_PORT=9000" in result.stdout
     assert re.search(r"REDIS_URL=redis://:\*\*\*@host", result.stdout)
+    assert "DATABASE_URL=postgresql://host/h?password=***" in result.stdout
