@@ -3,6 +3,7 @@
 Only `app`, `server` and `cli` know them; every part is given the narrow values that it needs.
 """
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from gateway.session.model import Limits
 
 LIMIT_PREFIX = "GATEWAY_LIMIT_"
 _MOST_DAYS = 36_500
+_DAYS = re.compile(r"[0-9]{1,9}")
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 Dependency = Literal["redis", "database"]
 """What readiness looks at."""
@@ -31,8 +34,12 @@ def _tenant_days(value: object) -> object:
     days: dict[str, int] = {}
     for pair in filter(None, map(str.strip, value.split(","))):
         tenant, _, count = pair.partition("=")
-        if not tenant or not count.isdecimal() or not 1 <= int(count) <= _MOST_DAYS:
-            raise ValueError("must be tenants and days, at least 1, as in acme=30,other=365")
+        if not (_TENANT.fullmatch(tenant) and _DAYS.fullmatch(count)):
+            raise ValueError("must be tenants and days, as in acme=30,other=365")
+        if not 1 <= int(count) <= _MOST_DAYS:
+            raise ValueError(f"days must be at least 1, at most {_MOST_DAYS}")
+        if tenant in days:
+            raise ValueError(f"tenant {tenant} is there twice")
         days[tenant] = int(count)
     return days
 
@@ -72,11 +79,18 @@ class Settings(BaseSettings):
         Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
     ] = "auto"
 
+    @field_validator("database_url", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return value or None
+
     @field_validator("readiness_requires", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value
-        return [name.strip() for name in names if name.strip()]
+        if not isinstance(value, str):
+            return value
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        return names or cls.model_fields["readiness_requires"].default
 
 
 def load_settings(**overrides: Any) -> tuple[Settings, Limits]:
@@ -125,7 +139,7 @@ _LimitSettings = _limit_model()
 
 def _explain(error: ValidationError, prefix: str) -> list[str]:
     return [
-        f"{prefix}{'.'.join(str(part) for part in item['loc'])}".upper()
+        f"{prefix}{item['loc'][0]}".upper()
         + f"={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"
         for item in error.errors()
     ]

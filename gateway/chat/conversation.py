@@ -267,6 +267,9 @@ class Conversation:
             self._left.set()
         elif text == "/sessions":
             await self._list()
+        elif text == "/open":
+            self._screen.note("(/open N opens one of those that /sessions lists)")
+            self._ready_for_input()
         elif text.startswith("/open "):
             self._leave_for(text.removeprefix("/open ").strip())
         elif text == "/cancel" and self._questions and not self._open_runs:

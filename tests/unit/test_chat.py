@@ -614,6 +614,8 @@ async def test_earlier_conversations_are_listed_and_opened(server: ScriptedServe
         ]
         assert listed[-4].startswith("  1* 2026-03-0"), "the one that is open"
         assert {r.headers["X-Tenant-ID"] for r in server.requests} == {"acme"}
+        terminal.type("/open\n")
+        assert "/open N opens" in await terminal.until("> ")
         terminal.type("/open 4\n")
         assert "there is no 4" in await terminal.until("> ")
 

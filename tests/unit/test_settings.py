@@ -30,6 +30,9 @@ def test_retention_by_tenant(
         ("GATEWAY_RETENTION_TENANTS", "acme", "acme=30,other=365"),
         ("GATEWAY_RETENTION_TENANTS", "acme=0", "at least 1"),
         ("GATEWAY_RETENTION_TENANTS", "=5", "acme=30"),
+        ("GATEWAY_RETENTION_TENANTS", "acme=30,Acme=5", "acme=30,other=365"),
+        ("GATEWAY_RETENTION_TENANTS", "acme=٣", "acme=30"),
+        ("GATEWAY_RETENTION_TENANTS", "acme=30,acme=5", "twice"),
         ("GATEWAY_DATABASE_MIGRATE", "perhaps", "boolean"),
     ],
 )
@@ -42,3 +45,19 @@ def test_what_is_wrong_is_named(
     [line] = str(caught.value).splitlines()
     assert line.startswith(f"{variable}={value}: ")
     assert allowed in line
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "READINESS_REQUIRES"])
+def test_what_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "")
+    settings, _ = load_settings()
+    assert settings.database_url is None
+    assert settings.readiness_requires == {"redis", "database"}
+
+
+def test_of_a_wrong_member_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("READINESS_REQUIRES", "redis,moon")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [line] = str(caught.value).splitlines()
+    assert line.startswith("READINESS_REQUIRES=")

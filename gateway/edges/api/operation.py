@@ -14,6 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.edges.api.bodies import MAX_LIMIT
 from gateway.edges.principal import Authenticate
 from gateway.session.context import log_context
 from gateway.session.errors import Refused
@@ -81,11 +82,15 @@ class Operation(Generic[BodyT, QueryT]):
     @property
     def codes(self) -> list[ErrorCode]:
         """Every code that it may refuse with."""
-        codes = {ErrorCode.FORBIDDEN, ErrorCode.UNAVAILABLE, ErrorCode.INTERNAL, *self.refuses}
-        if self.body or self.query or self.keyed:
-            codes.add(ErrorCode.BAD_FRAME)
+        codes = {
+            ErrorCode.BAD_FRAME,
+            ErrorCode.FORBIDDEN,
+            ErrorCode.UNAVAILABLE,
+            ErrorCode.INTERNAL,
+            *self.refuses,
+        }
         if self.body:
-            codes.add(ErrorCode.TOO_LARGE)
+            codes |= {ErrorCode.TOO_LARGE, ErrorCode.UNSUPPORTED}
         codes.update(PATH_PARAMETERS[name][1] for name in self.path_parameters)
         return sorted(codes)
 
@@ -101,6 +106,8 @@ class Operation(Generic[BodyT, QueryT]):
     @cached_property
     def _integers(self) -> set[str]:
         """The query parameters that are numbers: all of them come as text."""
+        if self.query is None:
+            return set()
         fields = msgspec.structs.fields(cast(Any, self.query))
         return {
             field.encode_name
@@ -124,7 +131,7 @@ class Operation(Generic[BodyT, QueryT]):
             call = Call(
                 who=who,
                 path=self._read_path(request),
-                query=cast(QueryT, self._read_query(request) if self.query else None),
+                query=cast(QueryT, self._read_query(request)),
                 key=read_key(request) if self.keyed else None,
                 body=cast(BodyT, await self._read_body(request) if self.body else None),
                 traceparent=traceparent if 0 < len(traceparent) <= 128 else None,
@@ -151,12 +158,18 @@ class Operation(Generic[BodyT, QueryT]):
                 raise Refused(ErrorCode.BAD_FRAME, "it is given more than once", param=name)
             is_number = name in self._integers and text.isascii() and text.isdigit()
             values[name] = int(text[:20]) if is_number else text
+        if self.query is None:
+            for name in values:
+                raise Refused(ErrorCode.BAD_FRAME, "there is no such parameter", param=name)
+            return None
         try:
             return msgspec.convert(values, self.query)
         except msgspec.ValidationError as error:
             raise _refusal(error) from None
 
     async def _read_body(self, request: Request) -> Any:
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(ErrorCode.UNSUPPORTED, "a body comes as it is, without an encoding")
         body = await read_body(request)
         try:
             decoded = self._decode(body)
@@ -188,9 +201,12 @@ def read_key(request: Request) -> str | None:
     """The `Idempotency-Key`.
 
     Raises:
-        Refused: it is empty or too long.
+        Refused: it is empty or too long, or there are two.
     """
-    key = request.headers.get("idempotency-key")
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
+        raise Refused(ErrorCode.BAD_FRAME, "there is more than one", param="Idempotency-Key")
+    key = keys[0] if keys else None
     if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
         raise Refused(
             ErrorCode.BAD_FRAME,
@@ -206,4 +222,8 @@ def _refusal(error: msgspec.ValidationError) -> Refused:
     param = path.removeprefix("$").removeprefix(".").rstrip("`")
     for named in ("missing required field `", "unknown field `"):
         param = param or message.partition(named)[2].rstrip("`")
+    if param == "limit":
+        message = f"limit is 1 to {MAX_LIMIT}"
+    elif "matching regex" in message:
+        message = "it has not the form that is documented"
     return Refused(ErrorCode.BAD_FRAME, message, param=param or None)

@@ -166,10 +166,31 @@ async def test_other_refusals(client, node):
     key = {"Idempotency-Key": "k" * 256}
     bad_key = await client.post("/api/v1/sessions", json={"agent_id": "demo"}, headers=key)
     assert_problem(bad_key, 400, "bad_frame", "Idempotency-Key")
+    twice = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    two_keys = await client.post("/api/v1/sessions", json={"agent_id": "demo"}, headers=twice)
+    assert_problem(two_keys, 400, "bad_frame", "Idempotency-Key")
+    packed = {"Content-Encoding": "gzip"}
+    encoded = await client.post("/api/v1/sessions", json={"agent_id": "demo"}, headers=packed)
+    assert_problem(encoded, 415, "unsupported")
     node.bus.down = True
     down = await client.post("/api/v1/sessions", json={"agent_id": "demo"})
     assert_problem(down, 503, "unavailable")
     assert down.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_an_unknown_query_parameter_is_refused_everywhere(client, node, method):
+    paths = {"GET": "/api/v1/agents", "POST": "/api/v1/sessions", "DELETE": "/api/v1/sessions/s1"}
+    response = await client.request(method, f"{paths[method]}?dry_run=1")
+    assert_problem(response, 400, "bad_frame", "dry_run")
+
+
+async def test_errors_are_told_in_words(client):
+    for value in ("-1", "0", "x", "201"):
+        response = await client.get(f"/api/v1/sessions?limit={value}")
+        assert response.json()["detail"] == "limit is 1 to 200"
+    response = await client.get("/api/v1/sessions?agent_id=No")
+    assert "regex" not in response.text
 
 
 async def test_an_unexpected_failure_says_nothing_of_its_cause(client, node):
@@ -549,7 +570,14 @@ class Caller:
         node.archive.begin(KEY)
 
     async def __call__(
-        self, *, body: object = None, query: str = "", key: str = "", tenant: str = "", **path: str
+        self,
+        *,
+        body: object = None,
+        query: str = "",
+        key: str = "",
+        tenant: str = "",
+        encoding: str = "",
+        **path: str,
     ) -> httpx.Response:
         if body is None:
             body = {"agent_id": "demo", "content": "hi"}
@@ -560,13 +588,12 @@ class Caller:
             headers={
                 **({"Idempotency-Key": key} if key else {}),
                 **({"X-Tenant-ID": tenant} if tenant else {}),
+                **({"Content-Encoding": encoding} if encoding else {}),
             },
         )
 
     async def bad_request(self) -> httpx.Response:
-        if self.operation.query is not None:
-            return await self(query="?nonsense=1")
-        return await self(key="k" * 129)
+        return await self(query="?nonsense=1")
 
     async def forbidden(self) -> httpx.Response:
         return await self(tenant="No Tenant")
@@ -592,6 +619,9 @@ class Caller:
 
     async def too_large(self) -> httpx.Response:
         return await self(body=b" " * (64 * 1024 + 1))
+
+    async def unsupported(self) -> httpx.Response:
+        return await self(encoding="gzip")
 
     async def internal(self) -> httpx.Response:
         async def broken(*_args: object, **_options: object) -> None:
@@ -619,6 +649,7 @@ WAYS = {
     409: Caller.conflict,
     410: Caller.gone,
     413: Caller.too_large,
+    415: Caller.unsupported,
     500: Caller.internal,
     503: Caller.unavailable,
 }
