@@ -10,12 +10,11 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix mutants chaos clean
+.PHONY: help run test coverage check fix mutants chaos clean
 .NOTPARALLEL:
 
 PYTHON ?=
 ARGS ?=
-COVERAGE ?= --cov --cov-report=term
 # Most of the time tests wait for processes: four at a time, also on two cores. PARALLEL= for one.
 PARALLEL ?= -n 4 --dist worksteal
 
@@ -36,7 +35,10 @@ run: $(RUNS) ## everything on http://127.0.0.1:8000: embedded Valkey, gateway, d
 	@exec $(VENV)/bin/gateway run $(ARGS)
 
 test: $(TESTS) ## all tests, on real parts that they start themselves
-	@$(PY) -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
+	@$(PY) -m pytest $(PARALLEL) $(ARGS)
+
+coverage: $(TESTS) ## the tests again, a third slower, with the branches that they cover
+	@$(PY) -m pytest $(PARALLEL) --cov --cov-report=term $(ARGS)
 
 check: $(TESTS) ## format, lint, types, import contracts
 	@failed=; \

@@ -137,11 +137,12 @@ async def until_cancelled() -> None:
 
 async def test_a_message_is_answered_and_the_next_one_follows(talk: Talk) -> None:
     async with working(talk, echo):
-        await send(talk, "one two")
+        # One word each: several are one delta or more, as fast as they come.
+        await send(talk, "one")
         await send(talk, "three")
         assert await log_of(talk, "FSEEEF") == "SEEEFSEEEF"
     contents = [message["content"] for message in await messages_of(talk)]
-    assert contents == ["one two", "one two ", "three", "three "]
+    assert contents == ["one", "one ", "three", "three "]
     assert await talk.state() == "idle"
 
 

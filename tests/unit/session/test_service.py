@@ -469,7 +469,7 @@ async def test_what_is_erased_while_it_is_made_live_again_is_gone_all_the_same(
         asked = (
             service.find(ANONYMOUS, KEY.session_id)
             if by == "find"
-            else service.create(ANONYMOUS, "demo", None, session_id=KEY.session_id)
+            else service.create(ANONYMOUS, "demo", {"a": 1}, session_id=KEY.session_id)
         )
         with pytest.raises(Refused) as refused:
             await asked
