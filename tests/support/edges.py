@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
@@ -207,3 +208,18 @@ async def in_session(node: Node, **options: object) -> AsyncIterator[Talk]:
         assert (await talk.ask(type="open", id="o", agent="demo"))["type"] == "opened"
         assert (await talk.receive())["type"] == "snapshot"
         yield talk
+
+
+def assert_problem(
+    response: httpx.Response, status: int, code: str, param: str | None = None
+) -> None:
+    """It is a problem document of that status and code."""
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["type"] == "about:blank"
+    assert body["title"]
+    assert body["detail"]
+    assert body["code"] == code
+    assert body.get("param") == param

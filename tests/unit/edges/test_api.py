@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 from starlette.routing import BaseRoute
-from support.edges import Node
+from support.edges import Node, assert_problem
 from support.little_bus import Session
 
 from gateway.edges.api.openapi import document as openapi
@@ -26,18 +26,6 @@ async def client(node: Node) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=node.app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as made:
         yield made
-
-
-def assert_problem(response: httpx.Response, status: int, code: str, param: str | None = None):
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status
-    assert body["type"] == "about:blank"
-    assert body["title"]
-    assert body["detail"]
-    assert body["code"] == code
-    assert body.get("param") == param
 
 
 # --- POST /api/v1/sessions ------------------------------------------------------------------------
