@@ -23,7 +23,7 @@ class Transcript:
         """Starts from messages that are complete."""
         self.messages: list[JsonObject] = []
         self.open_ids: set[str] = set()
-        """Ids of messages and tool calls that were begun and not ended."""
+        """Ids of messages and tool calls that were begun and not ended, or not by themselves."""
         self._by_id: dict[str, JsonObject] = {}
         self._calls: dict[str, JsonObject] = {}
         self._parents: dict[str, JsonObject] = {}
@@ -79,7 +79,8 @@ class Transcript:
                 if isinstance(message.get("content", ""), str | None):
                     _append(message, "content", delta)
             case {"type": "TEXT_MESSAGE_END", "messageId": str(message_id)}:
-                self.open_ids.discard(message_id)
+                if event.get("incomplete") is not True:
+                    self.open_ids.discard(message_id)
             case _:
                 pass
 
@@ -96,7 +97,8 @@ class Transcript:
                 if call_id in self._calls:
                     _append(self._calls[call_id]["function"], "arguments", delta)
             case {"type": "TOOL_CALL_END", "toolCallId": str(call_id)}:
-                self.open_ids.discard(call_id)
+                if event.get("incomplete") is not True:
+                    self.open_ids.discard(call_id)
             case _:
                 pass
 

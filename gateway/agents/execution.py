@@ -39,7 +39,7 @@ class _Stop(Enum):
 
     CANCELLED = "cancelled"
     LOST = "lost"
-    """Another attempt holds the run, it is over, or may be: nothing more is sent."""
+    """Another claim holds the run, it is over, or may be: nothing more is sent."""
     HANDED_BACK = "handed back"
     WORKER_STOPS = "worker stops"
     TOO_LARGE = "too large"
@@ -64,13 +64,13 @@ class Execution:
     ) -> None:
         """`patience_s`: how long the agent may clean up when nothing waits for it any more."""
         self.ref = claim.ref
-        self.attempt = claim.attempt
+        self.claim_id = claim.claim_id
         self._agent = agent
         self._queue = queue
         self._stream = EventStream(
             queue,
             claim.ref,
-            claim.attempt,
+            claim.claim_id,
             until=self._until,
             on_broken=self._broke,
             window_s=window_s,
@@ -164,7 +164,7 @@ class Execution:
         try:
             return await self._end()
         except Fenced:
-            logger.info("run left: another attempt holds it, or it is over")
+            logger.info("run left: another claim holds it, or it is over")
         except Unavailable:
             logger.warning("run left: Redis did not answer")
         return None
@@ -182,15 +182,16 @@ class Execution:
 
     async def _end(self) -> Following:
         if self._stop is _Stop.HANDED_BACK:
-            if await persist(lambda: self._queue.hand_back(self.ref, self.attempt), self._until):
+            if await persist(lambda: self._queue.hand_back(self.ref, self.claim_id), self._until):
                 return None
             # Not to be had by another: it was cancelled (or it is not ours, then `finish` says so).
             self._stop = _Stop.CANCELLED
         stream = self._stream
-        if self._stop is not None or self._error is not None:
+        cut_off = self._stop is not None or self._error is not None
+        if cut_off:
             stream.transcript.mark_incomplete()
         try:
-            for event in self._loose_ends():
+            for event in self._loose_ends(incomplete=cut_off):
                 stream.add(event)
             await stream.flush()
         except TooLarge:
@@ -201,10 +202,10 @@ class Execution:
             raise Fenced
         ending = self._ending()
         return await persist(
-            lambda: self._queue.finish(self.ref, self.attempt, stream.ordinal, ending), self._until
+            lambda: self._queue.finish(self.ref, self.claim_id, stream.ordinal, ending), self._until
         )
 
-    def _loose_ends(self) -> list[JsonObject]:
+    def _loose_ends(self, *, incomplete: bool) -> list[JsonObject]:
         """What closes all that the agent left open."""
         unfinished = self._stream.unfinished
         # A call that a question is about gets its result after the answer.
@@ -213,7 +214,9 @@ class Execution:
             call for call in unfinished.calls if call in self._run.own_calls and call not in asked
         ]
         results = [ToolCallResult(f"msg_{call}", call, "") for call in missing]
-        return unfinished.closers() + [msgspec.to_builtins(result) for result in results]
+        return unfinished.closers(incomplete=incomplete) + [
+            msgspec.to_builtins(result) for result in results
+        ]
 
     def _ending(self) -> Ending:
         match self._stop:

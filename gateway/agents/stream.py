@@ -85,7 +85,7 @@ class EventStream:
         self,
         queue: RunQueue,
         ref: RunRef,
-        attempt: int,
+        claim_id: str,
         *,
         until: Callable[[], float],
         on_broken: Callable[[Exception], None],
@@ -98,7 +98,7 @@ class EventStream:
         Args:
             queue: where the events go.
             ref: the run.
-            attempt: the fence.
+            claim_id: the fence.
             until: the loop's time past which an unanswered call is not repeated.
             on_broken: told once why nothing more can be sent: `Fenced`, `TooLarge`, `Unavailable`.
             window_s: how long deltas are gathered.
@@ -110,7 +110,7 @@ class EventStream:
         self.ordinal = 0
         self._queue = queue
         self._ref = ref
-        self._attempt = attempt
+        self._claim_id = claim_id
         self._until = until
         self._on_broken = on_broken
         self._window_s = window_s
@@ -206,7 +206,7 @@ class EventStream:
         """Sends all that waits, when `run` is over.
 
         Raises:
-            Fenced: another attempt holds the run, or it is over.
+            Fenced: another claim holds the run, or it is over.
             TooLarge: the run has reached its bound.
             Unavailable: Redis did not answer for too long.
         """
@@ -240,7 +240,7 @@ class EventStream:
         events = [AgentEvent(item.json, item.tokens) for item in batch]
         # A call that is repeated carries the same ordinal and the same events: applied once.
         await persist(
-            lambda: self._queue.append(self._ref, self._attempt, self.ordinal, events), self._until
+            lambda: self._queue.append(self._ref, self._claim_id, self.ordinal, events), self._until
         )
         self.ordinal += len(events)
         for item in batch:

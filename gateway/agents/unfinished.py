@@ -40,6 +40,10 @@ class Unfinished:
         elif kind == "TOOL_CALL_RESULT":
             self.calls.pop(event["toolCallId"], None)
 
-    def closers(self) -> list[JsonObject]:
-        """The events that close what is open, the last opened first."""
-        return [{"type": kind, _CLOSERS[kind]: key} for kind, key in reversed(self._open)]
+    def closers(self, *, incomplete: bool) -> list[JsonObject]:
+        """The events that close what is open, the last opened first.
+
+        What was cut off says so: whoever ends the run, were it not its worker, must know.
+        """
+        mark = {"incomplete": True} if incomplete else {}
+        return [{"type": kind, _CLOSERS[kind]: key, **mark} for kind, key in reversed(self._open)]

@@ -129,7 +129,7 @@ class Worker:
                     self._redis.up()
                     backoff.reset()
                     # One that was dispatched twice is ours already: claiming it again would answer
-                    # with the same attempt, and two executions would hold it.
+                    # with the same claim, and two executions would hold it.
                     for ref in taken:
                         if ref not in self._refs:
                             self._refs.add(ref)
@@ -240,7 +240,7 @@ class Worker:
                     break
 
     async def _renew_leases(self, held: Sequence[Execution]) -> None:
-        leases = await self._queue.renew([(each.ref, each.attempt) for each in held])
+        leases = await self._queue.renew([(each.ref, each.claim_id) for each in held])
         for execution, lease in zip(held, leases, strict=True):
             if not lease.held:
                 execution.fence()

@@ -62,13 +62,14 @@ class RedisDeadlines:
                 ref = RunRef(due.ref.tenant, due.ref.session_id, run_id)
                 return Advanced(agent=agent, dispatch=ref)
             case b"end":
-                code, attempt, ordinal, agent, first_seq, epoch, seq = rest
+                code, attempt, claim_id, ordinal, agent, first_seq, epoch, seq = rest
                 name = agent.decode()
                 end = await self._waited_for(name) if code == b"wait" else code.decode()
                 return Advanced(
                     agent=name,
                     end=end,
                     attempt=int(attempt),
+                    claim_id=claim_id.decode(),
                     ordinal=int(ordinal),
                     first_seq=int(first_seq),
                     cursor=Cursor(epoch.decode(), int(seq)),
@@ -89,14 +90,14 @@ class RedisDeadlines:
         return "timeout" if status.workers else "no_worker"
 
     async def end_by_force(
-        self, ref: RunRef, attempt: int, ordinal: int, code: str, ending: Ending
+        self, ref: RunRef, claim_id: str, ordinal: int, code: str, ending: Ending
     ) -> RunRef | None:
-        """Ends a run whose deadline has passed, fenced by attempt and ordinal."""
+        """Ends a run whose deadline has passed, fenced by claim and ordinal."""
         answer = await self._scripts.call(
             "finish",
             keys.session(ref.session),
             ref.run_id,
-            attempt,
+            claim_id,
             ordinal,
             "deadline",
             *finish_arguments(ending, self._limits),

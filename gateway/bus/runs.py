@@ -61,13 +61,14 @@ class RedisRuns:
         )
         if not answer:
             return None
-        attempt, user, agent, run_input, state, metadata, task = answer[:7]
-        traceparent, deadline_ms, now_ms, cancelled, messages = answer[7:]
+        attempt, claim_id, user, agent, run_input, state, metadata, task = answer[:8]
+        traceparent, deadline_ms, now_ms, cancelled, messages = answer[8:]
         return Claim(
             ref=ref,
             agent=agent.decode(),
             user=user.decode(),
             attempt=int(attempt),
+            claim_id=claim_id.decode(),
             messages=messages,
             run_input=run_input,
             state=state or None,
@@ -79,24 +80,24 @@ class RedisRuns:
             cancelled=bool(cancelled),
         )
 
-    async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
-        """Extends the leases of (run, attempt) pairs; one answer each, in order."""
+    async def renew(self, held: Sequence[tuple[RunRef, str]]) -> list[Lease]:
+        """Extends the leases of (run, claim id) pairs; one answer each, in order."""
         answers = await asyncio.gather(
-            *(self._call("renew", ref, attempt, self._lease_ms) for ref, attempt in held)
+            *(self._call("renew", ref, claim_id, self._lease_ms) for ref, claim_id in held)
         )
         return [Lease(held=answer[0] > 0, cancelled=answer[0] == 2) for answer in answers]
 
     async def append(
-        self, ref: RunRef, attempt: int, ordinal: int, events: Sequence[AgentEvent]
+        self, ref: RunRef, claim_id: str, ordinal: int, events: Sequence[AgentEvent]
     ) -> None:
-        """Appends events; `ordinal` numbers the first of them within the attempt, from 0."""
+        """Appends events; `ordinal` numbers the first of them within the claim, from 0."""
         pairs: list[Argument] = []
         for event in events:
             pairs += (event.tokens, event.json)
         await self._call(
             "append",
             ref,
-            attempt,
+            claim_id,
             ordinal,
             self._limits.run_events,
             self._limits.run_bytes,
@@ -104,13 +105,13 @@ class RedisRuns:
         )
 
     async def finish(
-        self, ref: RunRef, attempt: int, ordinal: int, ending: Ending
+        self, ref: RunRef, claim_id: str, ordinal: int, ending: Ending
     ) -> tuple[RunRef, str] | None:
         """Ends the run. Answers the session's next run and its agent, to be dispatched."""
         answer = await self._call(
             "finish",
             ref,
-            attempt,
+            claim_id,
             ordinal,
             "worker",
             *finish_arguments(ending, self._encoded_limits),
@@ -118,9 +119,9 @@ class RedisRuns:
         next_id, agent = (item.decode() for item in answer)
         return (RunRef(ref.tenant, ref.session_id, next_id), agent) if next_id else None
 
-    async def hand_back(self, ref: RunRef, attempt: int) -> bool:
+    async def hand_back(self, ref: RunRef, claim_id: str) -> bool:
         """Gives back a run without agent events, for another worker."""
-        queued, agent = await self._call("hand_back", ref, attempt, self._encoded_limits)
+        queued, agent = await self._call("hand_back", ref, claim_id, self._encoded_limits)
         if queued:
             await self.dispatch(ref, agent.decode())
         return bool(queued)

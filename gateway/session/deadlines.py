@@ -146,7 +146,7 @@ class Sweep:
             said = await self._said(ref, advanced)
             ending = forced_ending(advanced.end, said, advanced.attempt)
             return await self._deadlines.end_by_force(
-                ref, advanced.attempt, advanced.ordinal, advanced.end, ending
+                ref, advanced.claim_id, advanced.ordinal, advanced.end, ending
             )
         except Moved:
             return None  # it stays due: the next sweep reads it anew

@@ -48,7 +48,7 @@ class Rejected(Unavailable):
 
 
 class Fenced(Exception):
-    """This attempt no longer holds its run: another attempt does, or the run is over."""
+    """This claim no longer holds its run: another does, or the run is over."""
 
 
 class TooLarge(Exception):

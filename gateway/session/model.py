@@ -278,10 +278,12 @@ class AgentStatus:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A run that is ours. Every later call carries `attempt`.
+    """A run that is ours. Every later call carries `claim_id`.
 
     Attributes:
         user: the user id.
+        attempt: how often the run has been claimed.
+        claim_id: the fencing token, unique even when Redis forgets a claim and counts it again.
         messages: the live transcript, this run's new messages last; each an AG-UI message as JSON.
         run_input: the run's own `RunAgentInput` as JSON, `messages` being only the new ones.
         state: the shared state as JSON, or None.
@@ -294,6 +296,7 @@ class Claim:
     agent: str
     user: str
     attempt: int
+    claim_id: str
     messages: list[bytes]
     run_input: bytes
     state: bytes | None
@@ -367,7 +370,8 @@ class Advanced:
         dispatch: a run that wants a worker now, with its `agent`.
         end: set when the run must be ended by force and its words so far be kept: the code to end
             it with. The caller folds the run's events and calls `end_by_force`.
-        attempt, ordinal: the fence for that call.
+        attempt: how often the run has been claimed.
+        claim_id, ordinal: the fence for that call.
         first_seq, cursor: the run's events are in the log from `first_seq` to `cursor`; `first_seq`
             is 0 when it has none.
         completed: the session expired by this call, or by one of this node whose answer was lost
@@ -380,6 +384,7 @@ class Advanced:
     dispatch: RunRef | None = None
     end: str = ""
     attempt: int = 0
+    claim_id: str = ""
     ordinal: int = 0
     first_seq: int = 0
     cursor: Cursor = field(default_factory=lambda: Cursor("", 0))

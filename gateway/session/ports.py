@@ -126,9 +126,9 @@ class Deadlines(Protocol):
         ...
 
     async def end_by_force(
-        self, ref: RunRef, attempt: int, ordinal: int, code: str, ending: Ending
+        self, ref: RunRef, claim_id: str, ordinal: int, code: str, ending: Ending
     ) -> RunRef | None:
-        """Ends a run whose deadline has passed, fenced by attempt and ordinal.
+        """Ends a run whose deadline has passed, fenced by claim and ordinal.
 
         Returns the session's next run, which wants a worker. Raises `Fenced` when the worker came
         back in the meantime.
@@ -143,8 +143,8 @@ class Deadlines(Protocol):
 class RunQueue(Protocol):
     """The way from accepted runs to workers, and a run's life in the hands of its worker.
 
-    At most one attempt holds a run. Every call may be repeated after a lost answer and is applied
-    once. Raises `Unavailable` when Redis does not answer, `Fenced` when the attempt is stale.
+    At most one claim holds a run. Every call may be repeated after a lost answer and is applied
+    once. Raises `Unavailable` when Redis does not answer, `Fenced` when the claim is stale.
     """
 
     async def dispatch(self, ref: RunRef, agent: str) -> None:
@@ -164,26 +164,26 @@ class RunQueue(Protocol):
         """
         ...
 
-    async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
-        """Extends the leases of (run, attempt) pairs; one answer each, in order."""
+    async def renew(self, held: Sequence[tuple[RunRef, str]]) -> list[Lease]:
+        """Extends the leases of (run, claim id) pairs; one answer each, in order."""
         ...
 
     async def append(
-        self, ref: RunRef, attempt: int, ordinal: int, events: Sequence[AgentEvent]
+        self, ref: RunRef, claim_id: str, ordinal: int, events: Sequence[AgentEvent]
     ) -> None:
-        """Appends events; `ordinal` numbers the first of them within the attempt, from 0.
+        """Appends events; `ordinal` numbers the first of them within the claim, from 0.
 
         Raises `TooLarge` when the run has reached its bound (nothing of the call is applied).
         """
         ...
 
     async def finish(
-        self, ref: RunRef, attempt: int, ordinal: int, ending: Ending
+        self, ref: RunRef, claim_id: str, ordinal: int, ending: Ending
     ) -> tuple[RunRef, str] | None:
         """Ends the run. Answers the session's next run and its agent, to be dispatched."""
         ...
 
-    async def hand_back(self, ref: RunRef, attempt: int) -> bool:
+    async def hand_back(self, ref: RunRef, claim_id: str) -> bool:
         """Gives back a run without agent events, for another worker. False when not held."""
         ...
 

@@ -12,7 +12,7 @@ export class Transcript {
   constructor() {
     /** @type {Message[]} in order of appearance */
     this.messages = [];
-    /** @type {Set<string>} messages and tool calls that were begun and not ended */
+    /** @type {Set<string>} messages and tool calls that were begun and not ended, or not by themselves */
     this.openIds = new Set();
     /** @type {Map<string, Message>} */
     this.byId = new Map();
@@ -61,12 +61,12 @@ export class Transcript {
   }
 
   /** @param {AgUiEvent} event */
-  _applyText({ type, messageId: id, role, delta }) {
+  _applyText({ type, messageId: id, role, delta, incomplete }) {
     if (type === "TEXT_MESSAGE_START") {
       this.openIds.add(id);
       this._message(id, isText(role) && role ? role : "assistant");
     } else if (type === "TEXT_MESSAGE_END") {
-      this.openIds.delete(id);
+      if (incomplete !== true) this.openIds.delete(id);
     } else if (isText(delta)) {
       const message = this._message(id, "assistant");
       const content = message.content ?? "";
@@ -75,10 +75,10 @@ export class Transcript {
   }
 
   /** @param {AgUiEvent} event */
-  _applyCall({ type, toolCallId: id, toolCallName: name, parentMessageId, delta }) {
+  _applyCall({ type, toolCallId: id, toolCallName: name, parentMessageId, delta, incomplete }) {
     const call = this.calls.get(id);
     if (type === "TOOL_CALL_END") {
-      this.openIds.delete(id);
+      if (incomplete !== true) this.openIds.delete(id);
     } else if (type === "TOOL_CALL_ARGS") {
       if (call && isText(delta)) call.function.arguments += delta;
     } else if (!call && isText(name)) {

@@ -111,7 +111,7 @@ async def test_a_worker_that_comes_back_in_time_keeps_its_run(redis_url: str, bu
     await talk.append(claim, 1, "B")
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, advanced)
-    await bus.runs.renew([(claim.ref, claim.attempt)])
+    await bus.runs.renew([(claim.ref, claim.claim_id)])
     moved = replace(advanced, ordinal=2)  # the right fence, but the deadline is no longer due
     with pytest.raises(Fenced):
         await talk.end_by_force(claim.ref.run_id, moved)

@@ -56,7 +56,7 @@ async def test_with_nobody_there_a_running_run_is_cancelled(grace_bus: Bus) -> N
     claim = await talk.running()
     await talk.advance("detach")
     assert await talk.state() == "cancelling"
-    assert (await grace_bus.runs.renew([(claim.ref, claim.attempt)]))[0].cancelled
+    assert (await grace_bus.runs.renew([(claim.ref, claim.claim_id)]))[0].cancelled
     assert await talk.finish(claim, kind="C") is None
     assert await talk.kinds() == "SC"
     assert await detach_due(talk) is None
@@ -129,7 +129,7 @@ async def test_a_run_that_goes_back_to_the_queue_does_not_get_a_new_grace(grace_
     talk = await opened(grace_bus)
     claim = await talk.running()
     before = await detach_due(talk)
-    assert await grace_bus.runs.hand_back(claim.ref, claim.attempt)
+    assert await grace_bus.runs.hand_back(claim.ref, claim.claim_id)
     assert await detach_due(talk) == before
 
 

@@ -83,8 +83,8 @@ async def test_what_the_worker_still_says_is_refused(talk: Talk) -> None:
         await talk.append(claim, 1, "B")
     with pytest.raises(Fenced):
         await talk.finish(claim, 1)
-    assert not (await talk.bus.runs.renew([(claim.ref, claim.attempt)]))[0].held
-    assert not await talk.bus.runs.hand_back(claim.ref, claim.attempt)
+    assert not (await talk.bus.runs.renew([(claim.ref, claim.claim_id)]))[0].held
+    assert not await talk.bus.runs.hand_back(claim.ref, claim.claim_id)
     assert await talk.claim(claim.ref.run_id) is None
     assert len(await keys_of(talk)) == 1
 
@@ -225,7 +225,7 @@ async def test_large_sessions_are_erased_whole(bus: Bus) -> None:
     await talk.open()
     for _ in range(30):
         claim = await talk.running("x" * 1000)
-        await bus.runs.append(claim.ref, 1, 0, [AgentEvent(b'{"type":"A"}')] * 50)
+        await bus.runs.append(claim.ref, claim.claim_id, 0, [AgentEvent(b'{"type":"A"}')] * 50)
         await talk.finish(claim, 50)
     await erase(talk)
     assert len(await keys_of(talk)) == 1

@@ -154,7 +154,7 @@ async def test_a_full_server_refuses_new_messages_and_lets_runs_end() -> None:
             with pytest.raises(Unavailable):
                 await talk.message()
             await talk.append(claim, 0, "A")
-            assert await bus.runs.renew([(claim.ref, 1)]) == [(True, False)]
+            assert await bus.runs.renew([(claim.ref, claim.claim_id)]) == [(True, False)]
             await talk.finish(claim, 1)
             assert await talk.kinds() == "SEF"
             assert await bus.sessions.snapshot(talk.key) is not None
@@ -197,7 +197,7 @@ async def test_a_page_of_the_log_is_bounded_in_bytes(talk: Talk) -> None:
     claim = await talk.running()
     for number in range(12):
         large = AgentEvent(event("A", text="x" * 60_000))
-        await talk.bus.runs.append(claim.ref, 1, number, [large])
+        await talk.bus.runs.append(claim.ref, claim.claim_id, number, [large])
     page = await talk.bus.sessions.read(talk.key, Cursor(talk.epoch, 0), 1000)
     assert sum(map(len, page.entries)) < 400_000
     assert page.last_seq == 13

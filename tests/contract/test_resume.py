@@ -32,7 +32,7 @@ class Saying:
     async def say(self, *texts: str) -> None:
         events = list(map(word, texts))
         runs = self.talk.bus.runs
-        await runs.append(self.claim.ref, self.claim.attempt, len(self.said), events)
+        await runs.append(self.claim.ref, self.claim.claim_id, len(self.said), events)
         self.said += texts
 
     async def finish(self) -> None:

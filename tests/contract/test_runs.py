@@ -6,6 +6,7 @@ import pytest
 from support.bus import connected_bus
 from support.talk import Talk, event
 
+from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.session.entry import Control, Entry, parse_push, read_entry
 from gateway.session.errors import Fenced, Refused, TooLarge, Unavailable
@@ -73,8 +74,8 @@ async def test_an_append_beyond_a_hole_is_refused(talk: Talk) -> None:
 
 async def test_a_stale_attempt_can_do_nothing(talk: Talk) -> None:
     stale = await talk.running()
-    assert await talk.bus.runs.hand_back(stale.ref, stale.attempt)
-    assert not await talk.bus.runs.hand_back(stale.ref, stale.attempt)
+    assert await talk.bus.runs.hand_back(stale.ref, stale.claim_id)
+    assert not await talk.bus.runs.hand_back(stale.ref, stale.claim_id)
     current = await talk.claim(stale.ref.run_id, "w2")
     assert current is not None
     assert current.attempt == 2
@@ -82,9 +83,44 @@ async def test_a_stale_attempt_can_do_nothing(talk: Talk) -> None:
         await talk.append(stale, 0, "A")
     with pytest.raises(Fenced):
         await talk.finish(stale)
-    held = await talk.bus.runs.renew([(stale.ref, 1), (stale.ref, 2)])
+    held = await talk.bus.runs.renew([(each.ref, each.claim_id) for each in (stale, current)])
     assert [lease.held for lease in held] == [False, True]
     assert await talk.kinds() == "S"
+
+
+async def test_a_claim_that_redis_lost_can_do_nothing_though_its_attempt_has_its_number_again(
+    talk: Talk,
+) -> None:
+    """Guarantee 3: else its end would be taken for that of the run which another gives anew."""
+    run_id = (await talk.message()).run_id
+    names = [keys.session(talk.key), keys.session(talk.key).replace("s:", "r:", 1) + f":{run_id}"]
+    before = [await talk.bus.client.dump(name) for name in names]
+    lost = await talk.claim(run_id, "w1")
+    assert lost is not None
+    await talk.append(lost, 0, "A", "B")
+    await redis_loses(talk, names, before)
+    again = await talk.claim(run_id, "w2")
+    assert again is not None
+    assert again.attempt == lost.attempt
+    await talk.append(again, 0, "C", "D")
+    epoch = talk.epoch
+    with pytest.raises(Fenced):
+        await talk.append(lost, 1, "B")
+    with pytest.raises(Fenced):
+        await talk.finish(lost, 2)
+    held = await talk.bus.runs.renew([(each.ref, each.claim_id) for each in (lost, again)])
+    assert [lease.held for lease in held] == [False, True]
+    await talk.open()
+    assert talk.epoch != epoch, "it proves that Redis lost writes, which followers must be told"
+    assert await talk.events(run_id) == ["RUN_STARTED", "C", "D"]
+    await talk.finish(again, 2)
+
+
+async def redis_loses(talk: Talk, names: list[str], before: list[bytes]) -> None:
+    """Those keys are what they were; the log's tail goes."""
+    await talk.bus.client.delete(keys.session(talk.key).replace("s:", "l:", 1))
+    for name, value in zip(names, before, strict=True):
+        await talk.bus.client.restore(name, 0, value, replace=True)
 
 
 async def test_a_repeated_finish_is_applied_once_and_names_the_same_next_run(talk: Talk) -> None:
@@ -173,7 +209,9 @@ async def test_a_run_is_bounded_in_events_and_bytes(redis_url: str) -> None:
         with pytest.raises(TooLarge):
             await talk.append(claim, 0, "A", "B", "C", "D")
         with pytest.raises(TooLarge):
-            await bus.runs.append(claim.ref, 1, 0, [AgentEvent(event("A", text="x" * 3000))])
+            await bus.runs.append(
+                claim.ref, claim.claim_id, 0, [AgentEvent(event("A", text="x" * 3000))]
+            )
         await talk.append(claim, 0, "A", "B", "C")
         await talk.finish(claim, 3, kind="X", code="too_large")
         assert await talk.kinds() == "SEEEX"
@@ -341,7 +379,7 @@ async def test_the_header_says_who_speaks_last(bus: Bus) -> None:
     await talk.open()
     claim = await talk.running("question")
     said = b'{"id":"a1","role":"assistant","content":"answer"}'
-    await bus.runs.finish(claim.ref, 1, 0, Ending("F", event("RUN_FINISHED"), [said]))
+    await bus.runs.finish(claim.ref, claim.claim_id, 0, Ending("F", event("RUN_FINISHED"), [said]))
     assert (await talk.log())[-1].role == "assistant"
 
 

@@ -135,7 +135,7 @@ async def test_cancel_while_running_tells_the_worker(bus: Bus) -> None:
     await talk.cancel()
     await talk.cancel()
     assert await talk.state() == "cancelling"
-    assert await bus.runs.renew([(claim.ref, claim.attempt)]) == [(True, True)]
+    assert await bus.runs.renew([(claim.ref, claim.claim_id)]) == [(True, True)]
 
 
 async def test_cancel_of_a_pending_run_ends_it_in_its_turn(bus: Bus) -> None:
@@ -244,7 +244,7 @@ async def test_an_ended_session_ends_its_runs_in_order(bus: Bus) -> None:
     await talk.message("pending")
     await bus.sessions.close(talk.key, talk.user)
     assert await talk.kinds() == "S"
-    assert await bus.runs.renew([(claim.ref, claim.attempt)]) == [(True, True)]
+    assert await bus.runs.renew([(claim.ref, claim.claim_id)]) == [(True, True)]
     assert await talk.finish(claim, kind="C", event=event("RUN_FINISHED")) is None
     assert await talk.kinds() == "SCSC"
 

@@ -38,6 +38,7 @@ def claim(
         agent="test",
         user="ann",
         attempt=attempt,
+        claim_id=f"{attempt}@1",
         messages=[msgspec.json.encode(message) for message in messages],
         run_input=msgspec.json.encode(run_input),
         state=None if state is None else msgspec.json.encode(state),
@@ -60,7 +61,7 @@ class Recorder:
     gate: cleared, appends wait.
     """
 
-    def __init__(self, *, attempt: int = 1, max_events: int = 50_000) -> None:
+    def __init__(self, *, claim_id: str = "1@1", max_events: int = 50_000) -> None:
         self.log: list[AgentEvent] = []
         self.calls: list[tuple[int, list[AgentEvent]]] = []
         self.ending: Ending | None = None
@@ -73,7 +74,7 @@ class Recorder:
         self.status = "running"
         self.gate = asyncio.Event()
         self.gate.set()
-        self._attempt = attempt
+        self._claim_id = claim_id
         self._max_events = max_events
         self._busy = False
         self._grown = asyncio.Event()
@@ -113,14 +114,14 @@ class Recorder:
     # --- the port --------------------------------------------------------------------------------
 
     async def append(
-        self, ref: RunRef, attempt: int, ordinal: int, events: Sequence[AgentEvent]
+        self, ref: RunRef, claim_id: str, ordinal: int, events: Sequence[AgentEvent]
     ) -> None:
         assert ref == REF
         assert not self._busy, "appends of a run are serial"
         self._busy = True
         try:
             await self.gate.wait()
-            self._arrive(attempt)
+            self._arrive(claim_id)
             self.calls.append((ordinal, list(events)))
             if ordinal > len(self.log):
                 raise Fenced
@@ -135,9 +136,9 @@ class Recorder:
             self._busy = False
 
     async def finish(
-        self, ref: RunRef, attempt: int, ordinal: int, ending: Ending
+        self, ref: RunRef, claim_id: str, ordinal: int, ending: Ending
     ) -> tuple[RunRef, str] | None:
-        self._arrive(attempt, over=True)
+        self._arrive(claim_id, over=True)
         if self.ending is None:
             if ordinal != len(self.log):
                 raise Fenced
@@ -149,14 +150,14 @@ class Recorder:
             raise Unavailable
         return None
 
-    async def hand_back(self, ref: RunRef, attempt: int) -> bool:
-        self._arrive(attempt)
+    async def hand_back(self, ref: RunRef, claim_id: str) -> bool:
+        self._arrive(claim_id)
         if self.log or self.status != "running":
             return False
         self.handed_back += 1
         return True
 
-    async def renew(self, held: Sequence[tuple[RunRef, int]]) -> list[Lease]:
+    async def renew(self, held: Sequence[tuple[RunRef, str]]) -> list[Lease]:
         return [Lease(not self.fenced, self.status == "cancelling") for _ in held]
 
     async def dispatch(self, ref: RunRef, agent: str) -> None:
@@ -168,11 +169,11 @@ class Recorder:
     async def claim(self, ref: RunRef, worker_id: str) -> Claim | None:
         raise NotImplementedError
 
-    def _arrive(self, attempt: int, *, over: bool = False) -> None:
+    def _arrive(self, claim_id: str, *, over: bool = False) -> None:
         if self.refuse:
             self.refuse -= 1
             raise Unavailable
-        if self.fenced or attempt != self._attempt or (self.ending is not None and not over):
+        if self.fenced or claim_id != self._claim_id or (self.ending is not None and not over):
             raise Fenced
 
     def _answer(self) -> None:

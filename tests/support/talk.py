@@ -134,12 +134,12 @@ class Talk:
 
     async def append(self, claim: Claim, ordinal: int, *kinds: str) -> None:
         events = [AgentEvent(event(kind), tokens=1) for kind in kinds]
-        await self.bus.runs.append(claim.ref, claim.attempt, ordinal, events)
+        await self.bus.runs.append(claim.ref, claim.claim_id, ordinal, events)
 
     async def finish(self, claim: Claim, ordinal: int = 0, **fields: Any) -> str | None:
         """Ends the run; answers the next run's id."""
         ending = Ending(**{"kind": "F", "event": event("RUN_FINISHED"), **fields})
-        following = await self.bus.runs.finish(claim.ref, claim.attempt, ordinal, ending)
+        following = await self.bus.runs.finish(claim.ref, claim.claim_id, ordinal, ending)
         return following[0].run_id if following else None
 
     async def asked(self) -> Claim:
@@ -201,5 +201,5 @@ class Talk:
     async def end_by_force(self, run_id: str, advanced: Advanced, **fields: Any) -> RunRef | None:
         ending = Ending(**{"kind": "X", "event": event("RUN_ERROR", code=advanced.end), **fields})
         return await self.bus.deadlines.end_by_force(
-            self.ref(run_id), advanced.attempt, advanced.ordinal, advanced.end, ending
+            self.ref(run_id), advanced.claim_id, advanced.ordinal, advanced.end, ending
         )

@@ -5,7 +5,7 @@
 -- Returns: an action and what it needs:
 --   {'nothing'}
 --   {'dispatch', run id, agent}
---   {'end', code, attempt, ordinal, agent, seq of its RUN_STARTED or 0, epoch, seq}
+--   {'end', code, attempt, claim id, ordinal, agent, seq of its RUN_STARTED or 0, epoch, seq}
 --       (the caller reads what it said, and finish.lua ends it)
 --   {'expired', agent, created_ms, now_ms}
 --   {'adopt', user, home}: it is dead, or there is none, or it is the one that calls
@@ -106,7 +106,7 @@ local run = get_run(run_id)
 local held = run.status == 'running' or run.status == 'cancelling'
 
 local function end_with(code)
-  return { 'end', code, run.attempt, run.ordinal, run.agent,
+  return { 'end', code, run.attempt, run.claim_id, run.ordinal, run.agent,
     run.first_seq ~= '' and run.first_seq or '0', session.epoch, session.seq }
 end
 
@@ -116,7 +116,8 @@ end
 local function cut_off(code)
   if run.cut == '' then
     run.attempt = int(redis.call('HINCRBY', run_key(run_id), 'attempt', 1))
-    redis.call('HSET', run_key(run_id), 'cut', 1)
+    run.claim_id = new_claim_id(run.attempt)
+    redis.call('HSET', run_key(run_id), 'claim_id', run.claim_id, 'cut', 1)
   end
   return end_with(code)
 end

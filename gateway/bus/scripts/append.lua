@@ -1,21 +1,21 @@
 #!lua flags=allow-oom
 -- A worker appends events to the log.
 --
--- ARGV: run id, attempt, ordinal of the first event, max events, max bytes,
+-- ARGV: run id, claim id, ordinal of the first event, max events, max bytes,
 --       then (output tokens, event JSON) pairs
 -- Returns: last seq of the log
--- Guarantees: fenced by attempt; applied once by ordinal, in whole or from where an earlier call
+-- Guarantees: fenced by claim; applied once by ordinal, in whole or from where an earlier call
 --       was applied; entry and push are made in one step, the frame built here and only here.
 
-local run_id, attempt, ordinal = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local run = get(run_key(run_id), 'status', 'attempt', 'ordinal', 'events', 'bytes')
-if run.attempt ~= attempt or (run.status ~= 'running' and run.status ~= 'cancelling') then
-  return fence(get(K.session, 'epoch'), run, attempt, ordinal)
+local run_id, claim_id, ordinal = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local run = get(run_key(run_id), 'status', 'attempt', 'claim_id', 'ordinal', 'events', 'bytes')
+if run.claim_id ~= claim_id or (run.status ~= 'running' and run.status ~= 'cancelling') then
+  return fence(get(K.session, 'epoch'), run, claim_id, ordinal)
 end
 local count = (#ARGV - 5) / 2
 local applied = tonumber(run.ordinal) - ordinal
 if applied < 0 then
-  return fence(get(K.session, 'epoch'), run, attempt, ordinal)
+  return fence(get(K.session, 'epoch'), run, claim_id, ordinal)
 end
 if applied >= count then
   return tonumber(redis.call('HGET', K.session, 'seq'))

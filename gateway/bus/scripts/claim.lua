@@ -2,11 +2,11 @@
 -- A worker makes a queued run its own.
 --
 -- ARGV: run id, worker id, lease ms, run timeout ms, limits, restartable (1 or 0)
--- Returns: attempt, user, agent, run input JSON, shared state JSON, metadata JSON, task, traceparent,
+-- Returns: attempt, claim id, user, agent, run input JSON, shared state JSON, metadata JSON, task, traceparent,
 --       deadline ms, now ms, cancelled, messages; or an empty array when it is not to be had
 -- Guarantees: queued -> running by compare-and-set, so one worker gets it; RUN_STARTED is written
 --       once however many attempts there are; the same worker asking again before its first event
---       gets the same attempt.
+--       gets the same claim.
 
 local run_id, worker, lease_ms, timeout_ms = unpack(ARGV, 1, 4)
 local limits = limits_of(ARGV[5])
@@ -21,11 +21,12 @@ end
 local attempt = tonumber(run.attempt)
 if not again then
   attempt = attempt + 1
+  run.claim_id = new_claim_id(attempt)
   local deadline = run.deadline_ms ~= '' and tonumber(run.deadline_ms)
     or now + tonumber(timeout_ms)
   run.deadline_ms = int(deadline)
-  redis.call('HSET', run_key(run_id), 'status', 'running', 'attempt', attempt, 'worker', worker,
-    'claimed_ms', int(now), 'deadline_ms', int(deadline), 'restartable', ARGV[6])
+  redis.call('HSET', run_key(run_id), 'status', 'running', 'attempt', attempt, 'claim_id',
+    run.claim_id, 'worker', worker, 'claimed_ms', int(now), 'deadline_ms', int(deadline), 'restartable', ARGV[6])
   if session.state ~= 'ended' then
     redis.call('HSET', K.session, 'state', 'running')
   end
@@ -37,6 +38,6 @@ if not again then
     publish({ begin_run(session, run_id, run, limits) })
   end
 end
-return { attempt, session.user, session.agent, run_input(run_id, run), session.shared_state,
+return { attempt, run.claim_id, session.user, session.agent, run_input(run_id, run), session.shared_state,
   session.metadata, run.task, run.traceparent, run.deadline_ms, int(now),
   run.status == 'cancelling' and 1 or 0, conversation(run) }

@@ -1,32 +1,32 @@
 #!lua flags=allow-oom
 -- Ends a run: by its worker, or by any node when a deadline has passed.
 --
--- ARGV: run id, attempt, ordinal (events of the run so far), by ('worker' or 'deadline'),
+-- ARGV: run id, claim id, ordinal (events of the run so far), by ('worker' or 'deadline'),
 --       kind letter, terminal event JSON, total output tokens or '', input tokens or '',
 --       interrupts JSON or '', pending tools JSON or '', shared state JSON or '', error code,
 --       limits, fresh run id, then the run's messages, each as JSON
 -- Returns: the session's next run to dispatch or '', its agent
 -- Guarantees: terminal event, transcript, journal, the session's state and its next run change in
---       one step; fenced by attempt and ordinal, and a deadline must still be there and have
+--       one step; fenced by claim and ordinal, and a deadline must still be there and have
 --       passed; the same call again changes nothing and answers the same. A restartable run that
 --       lost its worker, and was not cancelled, is followed by a new one with the fresh id, at most
 --       so often that all of them together have as many attempts as one may have.
 
-local run_id, attempt, ordinal = unpack(ARGV, 1, 3)
+local run_id, claim_id, ordinal = unpack(ARGV, 1, 3)
 local by_worker = ARGV[4] == 'worker'
 local limits = limits_of(ARGV[13])
 local session = get_session()
 local run = get_run(run_id)
 
-if run.status == 'done' and run.attempt == attempt and by_worker then
+if run.status == 'done' and run.claim_id == claim_id and by_worker then
   local waiting = session.open ~= ''
     and redis.call('HGET', run_key(session.open), 'status') == 'queued'
   return { waiting and session.open or '', session.agent }
 end
 local held = run.status == 'running' or run.status == 'cancelling'
   or (run.status == 'queued' and not by_worker)
-if not held or run.attempt ~= attempt or run.ordinal ~= ordinal then
-  return fence(session, run, attempt, ordinal)
+if not held or run.claim_id ~= claim_id or run.ordinal ~= ordinal then
+  return fence(session, run, claim_id, ordinal)
 end
 if not by_worker then
   local passed = false

@@ -165,12 +165,19 @@ local function header_word(text)
   return text and string.match(text, '^[%w_.:-]+$') or '-'
 end
 
--- Refuses a worker. One that holds a later attempt than is known here, or has appended more, proves
--- that Redis lost writes: a new epoch begins, since nobody else may have seen them.
-local function fence(session, run, attempt, ordinal)
-  local known = tonumber(run.attempt)
-  if known and (known < tonumber(attempt)
-    or (known == tonumber(attempt) and tonumber(run.ordinal) < tonumber(ordinal))) then
+-- A claim's id is its attempt and its time: after Redis lost a claim, the next one has the attempt's
+-- number again, and must not be taken for the lost one.
+local function new_claim_id(attempt)
+  return attempt .. '@' .. int(now)
+end
+
+-- Refuses a worker. One that holds a later attempt than is known here, or the same by another claim,
+-- or has appended more, proves that Redis lost writes: a new epoch begins, since nobody else may have
+-- seen them.
+local function fence(session, run, claim_id, ordinal)
+  local known, attempt = tonumber(run.attempt), tonumber(string.match(claim_id, '^%d+'))
+  if known and attempt and (known < attempt or (known == attempt
+    and (run.claim_id ~= claim_id or tonumber(run.ordinal) < tonumber(ordinal)))) then
     begin_epoch(session, 'w' .. int(now))
   end
   return refuse('fenced')

@@ -92,7 +92,7 @@ local function create_run(run_id, session, o)
   redis.call('HSET', run_key(run_id), 'status', 'pending', 'agent', session.agent, 'frame_id',
     o.frame_id, 'messages', o.messages, 'message_list', o.message_list, 'fields', o.fields or '',
     'resume', o.resume or '', 'task', o.task, 'traceparent', o.traceparent, 'created_ms', int(now),
-    'attempt', 0, 'ordinal', 0, 'events', 0, 'bytes', 0, 'tokens', 0)
+    'attempt', 0, 'claim_id', '', 'ordinal', 0, 'events', 0, 'bytes', 0, 'tokens', 0)
 end
 
 -- The session was closed, and its last run is over.
@@ -107,7 +107,7 @@ local function retire_session(session)
 end
 
 local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
-  'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'ordinal', 'events', 'bytes', 'tokens',
+  'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'claim_id', 'ordinal', 'events', 'bytes', 'tokens',
   'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
   'restarts', 'said', 'cut' }
 

@@ -174,6 +174,7 @@ async def test_an_exception_is_logged_and_its_text_is_not_told(logged: list[str]
         "code": "internal",
     }
     assert recorder.types[-1] == "TEXT_MESSAGE_END"
+    assert recorder.events[-1]["incomplete"] is True
     assert recorder.messages[0]["content"] == "so far"
     assert recorder.messages[0]["metadata"] == {"incomplete": True}
     assert "ValueError: the password is hunter2" in "".join(logged)

@@ -43,7 +43,7 @@ async def streaming(
     stream = EventStream(
         recorder,
         REF,
-        1,
+        "1@1",
         until=lambda: until,
         on_broken=broken.add,
         window_s=window_s,
@@ -171,7 +171,7 @@ async def test_it_gives_up_when_the_lease_cannot_hold_any_more() -> None:
 
 @pytest.mark.parametrize(
     ("recorder_of", "error"),
-    [(lambda: Recorder(attempt=2), Fenced), (lambda: Recorder(max_events=0), TooLarge)],
+    [(lambda: Recorder(claim_id="2@1"), Fenced), (lambda: Recorder(max_events=0), TooLarge)],
 )
 async def test_what_cannot_be_sent_is_told_once_and_forgotten(recorder_of, error) -> None:
     recorder = recorder_of()

@@ -292,6 +292,21 @@ def test_what_is_still_open_is_marked_incomplete() -> None:
     }
 
 
+def test_what_was_closed_because_it_was_cut_off_is_incomplete() -> None:
+    """Its worker closes it, and may die before it ends the run."""
+    call = {"type": "TOOL_CALL_START", "toolCallId": "c", "toolCallName": "f"}
+    transcript = fold(
+        [
+            start("m"),
+            {"type": "TEXT_MESSAGE_END", "messageId": "m", "incomplete": True},
+            {**call, "parentMessageId": "p"},
+            {"type": "TOOL_CALL_END", "toolCallId": "c", "incomplete": True},
+        ]
+    )
+    transcript.mark_incomplete()
+    assert [m["metadata"] for m in transcript.messages] == [{"incomplete": True}] * 2
+
+
 def test_marking_keeps_what_the_metadata_said() -> None:
     transcript = Transcript([{"id": "m", "role": "assistant", "metadata": {"a": 1}}])
     transcript.apply(start("m"))

@@ -58,10 +58,10 @@ class Deadlines:
             raise outcome
         return outcome
 
-    async def end_by_force(self, ref, attempt, ordinal, code, ending):
+    async def end_by_force(self, ref, claim_id, ordinal, code, ending):
         if self.fenced:
             raise Fenced
-        self.ended.append((ref, attempt, ordinal, code, ending))
+        self.ended.append((ref, claim_id, ordinal, code, ending))
         return NEXT
 
 
@@ -272,11 +272,11 @@ async def test_a_node_knows_for_how_long_it_counts_as_alive(bench):
 
 
 async def test_a_run_is_ended_under_its_fence_and_the_next_one_dispatched(bench):
-    advanced = Advanced(agent="demo", end="timeout", attempt=2, ordinal=7)
+    advanced = Advanced(agent="demo", end="timeout", claim_id="2@5", ordinal=7)
     bench.deadlines.add("timeout", advanced)
     await bench.sweeps(1)
-    [(ref, attempt, ordinal, code, ending)] = bench.deadlines.ended
-    assert (ref, attempt, ordinal, code) == (REF, 2, 7, "timeout")
+    [(ref, claim_id, ordinal, code, ending)] = bench.deadlines.ended
+    assert (ref, claim_id, ordinal, code) == (REF, "2@5", 7, "timeout")
     assert msgspec.json.decode(ending.event)["code"] == "timeout"
     assert bench.queue.dispatched == [(NEXT, "demo")]
 
