@@ -84,5 +84,5 @@ $(RUNS): $(MADE) pyproject.toml constraints.txt
 
 $(TESTS): $(MADE) pyproject.toml constraints.txt
 	@echo 'Installing the gateway and its development tools into $(VENV)'
-	@$(PIP) -e '.[embedded,postgres,dev]'
+	@$(PIP) -e '.[embedded,postgres,otlp,dev]'
 	@touch $(RUNS) $@

@@ -35,21 +35,48 @@ def count(telemetry: Telemetry, name: str) -> int:
 
 
 def test_names_labels_and_kinds_are_the_documented_ones():
-    seed = {
+    documented = {
         "websocket_connections_active": ("Gauge", ("tenant_id",)),
         "sessions_active": ("Gauge", ("tenant_id",)),
         "sessions_created_total": ("Counter", ("tenant_id", "agent_id")),
         "sessions_completed_total": ("Counter", ("tenant_id", "agent_id", "status")),
+        "sessions_capacity": ("Gauge", ()),
+        "sessions_resumed_total": ("Counter", ("tenant_id", "outcome")),
+        "session_init_seconds": ("Histogram", ("tenant_id", "agent_id")),
         "session_duration_seconds": ("Histogram", ("tenant_id", "agent_id")),
         "messages_processed_total": ("Counter", ("tenant_id", "role")),
         "message_processing_seconds": ("Histogram", ("tenant_id", "role")),
+        "message_failures_total": ("Counter", ("tenant_id", "role", "error_class", "error_code")),
+        "time_to_first_event_seconds": ("Histogram", ("tenant_id", "agent_id")),
+        "queue_wait_seconds": ("Histogram", ("tenant_id", "agent_id")),
+        "run_duration_seconds": ("Histogram", ("tenant_id", "agent_id", "status")),
         "tokens_total": ("Counter", ("tenant_id", "agent_id", "type")),
+        "websocket_open_sockets": ("Gauge", ()),
+        "websocket_handshakes_total": ("Counter", ("result",)),
+        "websocket_disconnects_total": ("Counter", ("code", "reason")),
+        "websocket_frames_total": ("Counter", ("direction",)),
+        "websocket_bytes_total": ("Counter", ("direction",)),
+        "auth_failures_total": ("Counter", ("reason",)),
+        "rate_limited_total": ("Counter", ("scope",)),
+        "http_requests_total": ("Counter", ("method", "endpoint", "status")),
+        "http_request_duration_seconds": ("Histogram", ("method", "endpoint")),
         "draining": ("Gauge", ()),
         "slow_consumers": ("Gauge", ()),
         "outbound_buffer_bytes": ("Gauge", ()),
         "redis_writes_lost_total": ("Counter", ()),
         "pubsub_gaps_total": ("Counter", ()),
         "pubsub_repaired_events_total": ("Counter", ()),
+        "pubsub_delivery_seconds": ("Histogram", ()),
+        "redis_up": ("Gauge", ("role",)),
+        "redis_reconnects_total": ("Counter", ("role",)),
+        "service_call_total": ("Counter", ("tenant_id", "service", "operation")),
+        "service_call_seconds": ("Histogram", ("tenant_id", "service", "operation")),
+        "service_call_failures_total": (
+            "Counter",
+            ("tenant_id", "service", "operation", "error_code"),
+        ),
+        "agent_workers": ("Gauge", ("agent_id",)),
+        "agent_slots": ("Gauge", ("agent_id", "state")),
         "circuit_breaker_state": ("Gauge", ("service",)),
         "service_consecutive_failures": ("Gauge", ("service",)),
         "service_failure_streaks_total": ("Counter", ("service",)),
@@ -59,11 +86,19 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "archive_journal_fill": ("Gauge", ()),
         "archive_dead_letters": ("Gauge", ()),
         "metric_label_overflow_total": ("Counter", ()),
+        "event_loop_lag_seconds": ("Histogram", ()),
+        "log_messages_total": ("Counter", ("level",)),
+        "logs_dropped_total": ("Counter", ()),
+        "process_cpu_seconds_total": ("Counter", ()),
+        "process_resident_memory_bytes": ("Gauge", ()),
+        "process_open_fds": ("Gauge", ()),
+        "process_max_fds": ("Gauge", ()),
+        "process_start_time_seconds": ("Gauge", ()),
         "build_info": ("Gauge", ("version",)),
     }
     assert PREFIX == "nooble_orchestrator_"
     found = {m.name: (type(m).__name__, m.labels) for m in catalogue.CATALOGUE}
-    assert found == seed
+    assert found == documented
     assert 2 in catalogue.MESSAGE_PROCESSING_SECONDS.buckets  # the alert's bound
 
 
