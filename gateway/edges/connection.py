@@ -26,7 +26,8 @@ from gateway.session.hub import Hub
 from gateway.session.limits import TokenBucket
 from gateway.session.model import Role, SessionView
 from gateway.session.outbox import LIMIT_BYTES, Outbox
-from gateway.session.ports import Clock, Probe
+from gateway.session.ports import Clock
+from gateway.session.probe import Probe
 from gateway.session.service import SessionService
 from gateway.session.wheel import Timer, Wheel
 from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, decode_client, encode

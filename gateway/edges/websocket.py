@@ -11,7 +11,8 @@ from gateway.edges.principal import Authenticate, anonymous
 from gateway.edges.problem import problem
 from gateway.session.errors import Refused
 from gateway.session.hub import Hub
-from gateway.session.ports import Clock, Probe
+from gateway.session.ports import Clock
+from gateway.session.probe import Probe
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from protocol import SUBPROTOCOL

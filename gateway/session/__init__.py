@@ -4,6 +4,7 @@
 model       the words of the domain as frozen values; what the ports carry
 entry       the log's entry: a small header ahead of the bytes that clients read
 ports       what the domain needs from the outside, as `typing.Protocol`s, each with its guarantee
+probe       telemetry as the flow sees it: one verb per fact
 errors      refusals, with their wire code
 context     whose work the running code does: the ids of a log line
 outbox      what waits for one socket, bounded in bytes

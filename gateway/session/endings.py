@@ -8,7 +8,8 @@ from uuid import uuid4
 from gateway.session.archive import Erasure
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import Closed, SessionKey
-from gateway.session.ports import Clock, Probe, Sessions
+from gateway.session.ports import Clock, Sessions
+from gateway.session.probe import Probe
 
 MOST = 1000
 """So many ends are asked after at a time."""

@@ -14,7 +14,8 @@ from contextlib import AbstractAsyncContextManager
 from gateway.session.entry import TERMINAL_KINDS, Entry, parse_push, read_entry
 from gateway.session.model import Seen, SessionKey, SessionView
 from gateway.session.outbox import Outbox
-from gateway.session.ports import Clock, SessionProbe
+from gateway.session.ports import Clock
+from gateway.session.probe import SessionProbe
 from gateway.session.wheel import Timer
 from protocol.codes import CloseCode
 from protocol.frames import Cursor, OnDetach

@@ -21,7 +21,8 @@ from gateway.session.home import Homes
 from gateway.session.log import PAGE
 from gateway.session.model import SessionKey, SessionView
 from gateway.session.outbox import Outbox
-from gateway.session.ports import Clock, Notices, Probe, Sessions
+from gateway.session.ports import Clock, Notices, Sessions
+from gateway.session.probe import Probe
 from gateway.session.reading import Reading
 from gateway.session.unanswered import Unanswered
 from gateway.session.wheel import Wheel

@@ -16,7 +16,7 @@ from loguru import logger
 from gateway.session.archive import JournalState
 from gateway.session.breaker import Breaker
 from gateway.session.model import Role
-from gateway.session.ports import SessionProbe
+from gateway.session.probe import SessionProbe
 from gateway.telemetry import catalogue
 from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
@@ -31,7 +31,7 @@ STREAK = 4
 
 
 class Telemetry:
-    """Implements `gateway.session.ports.Probe` and `gateway.session.archive.ArchiveProbe`.
+    """Implements `gateway.session.probe.Probe` and `gateway.session.archive.ArchiveProbe`.
 
     Attributes:
         registry: aioprometheus' registry that holds the metrics; nothing is global.

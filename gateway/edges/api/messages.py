@@ -21,7 +21,8 @@ from gateway.session.archive import MessageRecord
 from gateway.session.errors import Refused
 from gateway.session.history import SessionHistory
 from gateway.session.model import SessionKey
-from gateway.session.ports import Clock, Probe
+from gateway.session.ports import Clock
+from gateway.session.probe import Probe
 from gateway.session.service import SessionService
 from protocol.codes import ErrorCode
 from protocol.frames import Ack, Cancel, Message

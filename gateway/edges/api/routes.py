@@ -18,7 +18,8 @@ from gateway.edges.principal import Authenticate, anonymous
 from gateway.edges.problem import answering_problems
 from gateway.session.archive import History
 from gateway.session.history import SessionHistory
-from gateway.session.ports import Clock, Directory, Probe, Sessions
+from gateway.session.ports import Clock, Directory, Sessions
+from gateway.session.probe import Probe
 from gateway.session.service import SessionService
 
 

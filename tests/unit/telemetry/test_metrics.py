@@ -7,7 +7,7 @@ from aioprometheus.collectors import Registry
 
 from gateway.session.archive import ArchiveProbe, JournalState
 from gateway.session.breaker import Breaker
-from gateway.session.ports import Probe
+from gateway.session.probe import Probe
 from gateway.telemetry import catalogue
 from gateway.telemetry.catalogue import PREFIX
 from gateway.telemetry.handles import Series
