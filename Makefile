@@ -10,7 +10,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fix mutants chaos clean
+.PHONY: help run test coverage check fix mutants chaos dashboards clean
 .NOTPARALLEL:
 
 PYTHON ?=
@@ -29,7 +29,7 @@ TESTS := $(VENV)/.installed-dev
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
-	    printf '  make %-9s %s\n' "$$name" "$$what"; done
+	    printf '  make %-10s %s\n' "$$name" "$$what"; done
 
 run: $(RUNS) ## everything on http://127.0.0.1:8000: embedded Valkey, gateway, demo agent
 	@exec $(VENV)/bin/gateway run $(ARGS)
@@ -58,6 +58,9 @@ mutants: $(TESTS) ## break the product on purpose, patch by patch, and expect re
 
 chaos: $(TESTS) ## kill, stop and cut off everything in turn while clients talk, and prove that nothing is lost
 	@$(PY) tests/chaos/run.py $(ARGS)
+
+dashboards: $(TESTS) ## make the Grafana dashboards of k8s/monitoring anew
+	@$(PY) k8s/monitoring/dashboards.py
 
 clean: ## remove .venv and what tools left behind
 	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache \

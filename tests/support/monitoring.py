@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class Alert:
         return [found for part in _operands(self.expression) if (found := _comparison(part))]
 
 
+@cache
 def rule_groups() -> list[dict[str, Any]]:
     """The groups of `rules.yaml`, as they stand there."""
     return yaml.safe_load(RULES.read_text())["groups"]
