@@ -29,6 +29,8 @@ from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
+from gateway.edges.http_metrics import HttpMetrics
+from gateway.edges.principal import anonymous, counting
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
@@ -137,6 +139,7 @@ class Node:
     Attributes:
         node_id: names this process among the nodes of the fleet, anew at each start.
         app: the ASGI application.
+        telemetry: what it counts.
     """
 
     def __init__(
@@ -154,7 +157,9 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._archive = archive
-        self._telemetry = telemetry = Telemetry(version=__version__)
+        self.telemetry = telemetry = Telemetry(
+            version=__version__, sessions_capacity=limits.sessions_capacity
+        )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
         bus.scripts.probe = telemetry.service("redis")
@@ -226,10 +231,12 @@ class Node:
             node=self.node_id,
             now_ms=now_ms,
         )
+        authenticate = counting(anonymous, telemetry.auth_failed)
         self._edge = websocket.WebSocketEdge(
             service=service,
             hub=self._hub,
             probe=telemetry,
+            sockets=telemetry.sockets,
             wheel=self._wheel,
             clock=time.monotonic,
             limits=ConnectionLimits(
@@ -237,6 +244,7 @@ class Node:
                 stall_timeout_s=limits.stall_timeout_s,
                 resume_ttl_s=limits.session_ttl_s,
             ),
+            authenticate=authenticate,
         )
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
@@ -253,12 +261,15 @@ class Node:
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
-                *api_routes(api, version=__version__),
+                *api_routes(api, version=__version__, authenticate=authenticate),
                 *health.routes(self._readiness),
                 *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
-            middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
+            middleware=[
+                Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
+                Middleware(Guard, allowed_hosts=LOOPBACK),
+            ],
             exception_handlers={HTTPException: on_http_exception},
         )
 
@@ -286,7 +297,7 @@ class Node:
         clients away, spread over time and between runs. After the window comes `evacuate`.
         """
         self._readiness.draining = True
-        self._telemetry.draining()
+        self.telemetry.draining()
         self._hub.drain()
         if window_s:
             self._edge.drain(min(SPREAD_S, window_s / 2))
@@ -308,8 +319,8 @@ class Node:
         self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
-        self._telemetry.outbound(*self._edge.outbound())
-        return self._telemetry.render()
+        self.telemetry.outbound(*self._edge.outbound())
+        return self.telemetry.render()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
