@@ -22,7 +22,7 @@ from gateway.agents.worker import Worker
 from gateway.archive.archiver import Archiver
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.bus.connection import check_server, create_client
+from gateway.bus.connection import Reconnects, check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
@@ -31,6 +31,7 @@ from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
+from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -41,6 +42,7 @@ from gateway.session.model import Limits
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
+from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
 
 if TYPE_CHECKING:
@@ -75,14 +77,15 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
     Raises:
         UnusableRedis: with one line for a person.
     """
-    client = create_client(url)
+    reconnects = Reconnects()
+    client = create_client(url, reconnects)
     try:
         replicas = await check_server(client, url)
         if replicas < ack_replicas:
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas)
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects)
     finally:
         await client.aclose()
 
@@ -154,7 +157,7 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._archive = archive
-        self._telemetry = telemetry = Telemetry(version=__version__)
+        self._telemetry = telemetry = Telemetry(version=__version__, logs=current_logs())
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
         bus.scripts.probe = telemetry.service("redis")
@@ -274,6 +277,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
+            self._telemetry.watch_loop(),
         ]
 
     @property
@@ -308,7 +312,15 @@ class Node:
         self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
+        bus = self._bus
+        self._hub.breakers.look()
         self._telemetry.outbound(*self._edge.outbound())
+        self._telemetry.redis(
+            commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
+            pubsub_up=bus.notices.up,
+            reconnects=bus.reconnects.count,
+            subscriber_reconnects=bus.notices.reconnects,
+        )
         return self._telemetry.render()
 
     async def _check_redis(self) -> None:
