@@ -57,7 +57,7 @@ _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAI
 _EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
 _STANDALONE = {
-    *("dispatch", "take", "presence", "beat"),
+    *("dispatch", "take", "presence", "beat", "announce"),
     *("forget", "bury", "replay", "drop_dead", "journal_state"),
 }
 _SHARED = ("lib", "journal", "runs")
