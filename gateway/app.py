@@ -22,7 +22,7 @@ from gateway.agents.worker import Worker
 from gateway.archive.archiver import Archiver
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.bus.connection import check_server, create_client
+from gateway.bus.connection import Reconnects, check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
@@ -33,6 +33,7 @@ from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
 from gateway.edges.problem import on_http_exception
 from gateway.session.beat import Beat
+from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -43,6 +44,7 @@ from gateway.session.model import Limits
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
+from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
 
 if TYPE_CHECKING:
@@ -77,14 +79,15 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
     Raises:
         UnusableRedis: with one line for a person.
     """
-    client = create_client(url)
+    reconnects = Reconnects()
+    client = create_client(url, reconnects)
     try:
         replicas = await check_server(client, url)
         if replicas < ack_replicas:
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas)
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects)
     finally:
         await client.aclose()
 
@@ -158,7 +161,7 @@ class Node:
         self._bus = bus
         self._archive = archive
         self.telemetry = telemetry = Telemetry(
-            version=__version__, sessions_capacity=limits.sessions_capacity
+            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
         )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
@@ -285,6 +288,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
+            self.telemetry.watch_loop(),
         ]
 
     @property
@@ -319,7 +323,15 @@ class Node:
         self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
+        bus = self._bus
+        self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
+        self.telemetry.redis(
+            commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
+            pubsub_up=bus.notices.up,
+            reconnects=bus.reconnects.count,
+            subscriber_reconnects=bus.notices.reconnects,
+        )
         return self.telemetry.render()
 
     async def _check_redis(self) -> None:
