@@ -30,6 +30,7 @@ from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.problem import on_http_exception
+from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
@@ -39,6 +40,7 @@ from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Telemetry
@@ -69,7 +71,9 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
+async def open_bus(
+    url: str, limits: Limits, *, ack_replicas: int = 0, tracer: CallTracer = UNTRACED
+) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
@@ -82,7 +86,7 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas)
+        yield Bus(client, limits, ack_replicas=ack_replicas, tracer=tracer)
     finally:
         await client.aclose()
 
@@ -108,7 +112,9 @@ def history_place(settings: Settings) -> str | Path:
 
 
 @asynccontextmanager
-async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+async def open_archive(
+    settings: Settings, limits: Limits, *, tracer: CallTracer = UNTRACED
+) -> "AsyncGenerator[Archive]":
     """The archive on its database, with the schema that is needed if it answers.
 
     Our own file is brought up to date, a configured database only when that is asked for, since
@@ -127,6 +133,7 @@ async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Ar
         retention_days=settings.retention_days,
         retention_tenants=settings.retention_tenants,
         report=report,
+        tracer=tracer,
     ) as opened:
         yield opened
 
@@ -146,6 +153,7 @@ class Node:
         limits: Limits,
         *,
         requires: Collection[str] = ("redis", "database"),
+        tracer: Tracer = UNTRACED,
     ) -> None:
         """`bus` and `archive` stay the caller's.
 
@@ -178,6 +186,7 @@ class Node:
             wheel=self._wheel,
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
+            tracer=tracer,
         )
         self._archiver = Archiver(
             journal=bus.journal,
@@ -223,6 +232,7 @@ class Node:
             journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
+            tracer=tracer,
         )
         self._edge = websocket.WebSocketEdge(
             service=service,
@@ -235,6 +245,7 @@ class Node:
                 stall_timeout_s=limits.stall_timeout_s,
                 resume_ttl_s=limits.session_ttl_s,
             ),
+            tracer=tracer,
         )
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
@@ -256,7 +267,10 @@ class Node:
                 *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
-            middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
+            middleware=[
+                Middleware(Traced, tracer=tracer),
+                Middleware(Guard, allowed_hosts=LOOPBACK),
+            ],
             exception_handlers={HTTPException: on_http_exception},
         )
 
@@ -323,6 +337,7 @@ async def serve_agent(
     slots: int,
     grace_s: float,
     on_stop: Callable[[Callable[[], None]], None],
+    tracer: AgentTracer = UNTRACED,
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
     worker = Worker(
@@ -333,6 +348,7 @@ async def serve_agent(
         worker_id=uuid7(now_ms()),
         slots=slots,
         lease_s=limits.lease_s,
+        tracer=tracer,
     )
     asked = 0
 

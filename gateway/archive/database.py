@@ -17,6 +17,7 @@ from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
+from gateway.session.tracing import UNTRACED, CallTracer
 
 _CHECK_TIMEOUT_S = 1.8
 """Less than what readiness waits."""
@@ -45,16 +46,19 @@ class Database:
         breaker: opened by a streak of calls that the database did not answer.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, tracer: CallTracer = UNTRACED) -> None:
         """Connects to nothing yet.
 
         Args:
             place: a `DATABASE_URL`, or the path of an SQLite file.
+            tracer: traces each transaction.
 
         Raises:
             UnusableDatabase: for what cannot be one.
         """
         self.where, self._engine = create_engine(place)
+        self._tracer = tracer
+        self._log = logger.bind(database=self.where)
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -131,6 +135,14 @@ class Database:
     async def _asking(
         self, timeout_s: float, *, writes: bool = False, probe: bool = False
     ) -> AsyncGenerator[AsyncConnection]:
+        with self._tracer.calling("database", "write" if writes else "read"):
+            async with self._answering(timeout_s, writes=writes, probe=probe) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _answering(
+        self, timeout_s: float, *, writes: bool, probe: bool
+    ) -> AsyncGenerator[AsyncConnection]:
         breaker = self.breaker
         if probe:
             breaker.probe()
@@ -154,7 +166,9 @@ class Database:
     def _note(self, fault: Fault, *, writes: bool) -> None:
         if writes and fault.only_writes:
             if self._refusal != fault.why:
-                logger.bind(error=fault.why).warning("history cannot be written; it waits in Redis")
+                self._log.bind(error=fault.why).warning(
+                    "history cannot be written; it waits in Redis"
+                )
             self._refusal, self._refused_at = fault.why, time.monotonic()
         if fault.answered:
             self._answered()
@@ -163,11 +177,11 @@ class Database:
         was = self.breaker.state
         self.breaker.fail()
         if was is BreakerState.CLOSED and self.breaker.state is BreakerState.OPEN:
-            logger.bind(error=fault.why).warning("the database does not answer")
+            self._log.bind(error=fault.why).warning("the database does not answer")
 
     def _answered(self) -> None:
         if self.breaker.state is not BreakerState.CLOSED:
-            logger.info("the database answers again")
+            self._log.info("the database answers again")
         self.breaker.succeed()
 
     @asynccontextmanager

@@ -10,19 +10,27 @@ from gateway.bus.runs import RedisRuns
 from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import RedisSessions
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, CallTracer
 
 
 class Bus:
     """The ports of the domain, implemented on one client. `notices.run` must be running."""
 
-    def __init__(self, client: Client, limits: Limits, *, ack_replicas: int = 0) -> None:
+    def __init__(
+        self,
+        client: Client,
+        limits: Limits,
+        *,
+        ack_replicas: int = 0,
+        tracer: CallTracer = UNTRACED,
+    ) -> None:
         """`client` comes from `connection.create_client`; the caller closes it.
 
         What clients are told to be accepted, `ack_replicas` replicas have confirmed.
         """
         self.client = client
         self.limits = limits
-        self.scripts = Scripts(client)
+        self.scripts = Scripts(client, tracer)
         self.sessions = RedisSessions(self.scripts, limits, ack_replicas=ack_replicas)
         self.runs = RedisRuns(self.scripts, limits)
         self.directory = RedisDirectory(self.scripts)

@@ -29,6 +29,7 @@ from redis.exceptions import (
 from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.errors import Fenced, Refused, Rejected, TooLarge, Unavailable
+from gateway.session.tracing import UNTRACED, CallTracer
 from protocol.codes import ErrorCode
 
 Argument = str | bytes | int | float
@@ -84,9 +85,10 @@ class Scripts:
         breaker: opened by a streak of calls that Redis did not answer, closed by any answer.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, tracer: CallTracer = UNTRACED) -> None:
         """`client` is shared by all parts of the bus."""
         self.client = client
+        self._tracer = tracer
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -162,8 +164,9 @@ class Scripts:
                 may have happened.
             Refused, Fenced, TooLarge: what the script says.
         """
-        async with self.asking(probe=probe):
-            answer = await self._repeat(name, key, arguments, replicas)
+        with self._tracer.calling("redis", name):
+            async with self.asking(probe=probe):
+                answer = await self._repeat(name, key, arguments, replicas)
         return check(answer)
 
     async def _repeat(
