@@ -4,6 +4,7 @@ from gateway.bus.connection import Client
 from gateway.bus.deadlines import RedisDeadlines
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.erasure import RedisErasure
+from gateway.bus.fleet import RedisAnnouncements
 from gateway.bus.journal import RedisJournal
 from gateway.bus.notices import RedisNotices
 from gateway.bus.runs import RedisRuns
@@ -35,6 +36,7 @@ class Bus:
         self.runs = RedisRuns(self.scripts, limits)
         self.directory = RedisDirectory(self.scripts)
         self.deadlines = RedisDeadlines(self.scripts, self.directory, limits)
+        self.announcements = RedisAnnouncements(self.scripts, limits)
         self.journal = RedisJournal(self.scripts, limits)
         self.erasure = RedisErasure(self.scripts, ack_replicas=ack_replicas)
         self.notices = RedisNotices(client)
