@@ -17,6 +17,8 @@ from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
+from gateway.session.probe import ServiceError, ServiceProbe
+from gateway.session.tracing import UNTRACED, CallTracer
 
 _CHECK_TIMEOUT_S = 1.8
 """Less than what readiness waits."""
@@ -43,18 +45,22 @@ class Database:
     Attributes:
         where: the setting or the file, for messages; a password is masked.
         breaker: opened by a streak of calls that the database did not answer.
+        probe: told of each call, where somebody wants to know.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, tracer: CallTracer = UNTRACED) -> None:
         """Connects to nothing yet.
 
         Args:
             place: a `DATABASE_URL`, or the path of an SQLite file.
+            tracer: traces each transaction.
 
         Raises:
             UnusableDatabase: for what cannot be one.
         """
         self.where, self._engine = create_engine(place)
+        self._tracer = tracer
+        self._log = logger.bind(database=self.where)
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -62,6 +68,7 @@ class Database:
             most_s=_PAUSE_S,
             probe_s=_PROBE_S,
         )
+        self.probe: ServiceProbe | None = None
         self._refusal = ""
         self._refused_at = 0.0
         self._away = ""
@@ -71,24 +78,25 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection to read with.
+    async def reading(self, tenant: str = "") -> AsyncGenerator[AsyncConnection]:
+        """A connection to read with; `tenant` is whose history it is, if one's.
 
         Raises:
             HistoryAway: the database does not answer, or cannot do it.
         """
-        async with self._asking(_READ_TIMEOUT_S) as connection:
+        async with self._asking(_READ_TIMEOUT_S, tenant) as connection:
             yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection to write with. What was asked may have happened when it fails.
+    async def writing(self, tenant: str = "") -> AsyncGenerator[AsyncConnection]:
+        """A connection to write with; `tenant` as for `reading`. What was asked may have
+        happened when it fails.
 
         Raises:
             HistoryAway: the database does not answer, or cannot do it.
             BadRecord: it will never take what it was given.
         """
-        async with self._asking(_WRITE_TIMEOUT_S, writes=True) as connection:
+        async with self._asking(_WRITE_TIMEOUT_S, tenant, writes=True) as connection:
             await _bound(connection)
             yield connection
         self._refusal = ""
@@ -129,32 +137,59 @@ class Database:
 
     @asynccontextmanager
     async def _asking(
-        self, timeout_s: float, *, writes: bool = False, probe: bool = False
+        self, timeout_s: float, tenant: str = "", *, writes: bool = False, probe: bool = False
     ) -> AsyncGenerator[AsyncConnection]:
-        breaker = self.breaker
+        operation = "write" if writes else "read"
+        with self._tracer.calling("database", operation):
+            async with self._told(
+                operation, timeout_s, tenant, writes=writes, probe=probe
+            ) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _told(
+        self, operation: str, timeout_s: float, tenant: str, *, writes: bool, probe: bool
+    ) -> AsyncGenerator[AsyncConnection]:
+        breaker, began = self.breaker, time.perf_counter()
+
+        def failed(error: ServiceError) -> None:
+            if self.probe is not None:
+                self.probe.failed(tenant, operation, time.perf_counter() - began, error)
+
         if probe:
             breaker.probe()
         elif breaker.admit():
+            failed("circuit_open")
             raise HistoryAway(self._away)
         try:
             async with asyncio.timeout(timeout_s), self._transaction(writes=writes) as connection:
                 yield connection
         except PoolTimeoutError:
             breaker.release()  # it is we who are busy
+            failed("internal")
             raise HistoryAway("all connections are in use") from None
         except FAULTS as error:
             fault = understand(error)
             self._note(fault, writes=writes)
+            failed(fault.code)
             raise fault.error() from None
+        except Exception:
+            breaker.release()
+            failed("internal")
+            raise
         except BaseException:
             breaker.release()
             raise
         self._answered()
+        if self.probe is not None:
+            self.probe.called(tenant, operation, time.perf_counter() - began)
 
     def _note(self, fault: Fault, *, writes: bool) -> None:
         if writes and fault.only_writes:
             if self._refusal != fault.why:
-                logger.bind(error=fault.why).warning("history cannot be written; it waits in Redis")
+                self._log.bind(error=fault.why).warning(
+                    "history cannot be written; it waits in Redis"
+                )
             self._refusal, self._refused_at = fault.why, time.monotonic()
         if fault.answered:
             self._answered()
@@ -163,11 +198,11 @@ class Database:
         was = self.breaker.state
         self.breaker.fail()
         if was is BreakerState.CLOSED and self.breaker.state is BreakerState.OPEN:
-            logger.bind(error=fault.why).warning("the database does not answer")
+            self._log.bind(error=fault.why).warning("the database does not answer")
 
     def _answered(self) -> None:
         if self.breaker.state is not BreakerState.CLOSED:
-            logger.info("the database answers again")
+            self._log.info("the database answers again")
         self.breaker.succeed()
 
     @asynccontextmanager

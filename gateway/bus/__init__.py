@@ -10,6 +10,7 @@ directory    `Directory`: which agents exist and who serves them
 journal      `Journal`: what waits for the archive
 erasure      `Erasure`: removes what lives of a session, and of a user
 deadlines    `Deadlines`: due times on Redis's clock
+fleet        `Announcements`: what nodes tell of themselves
 notices      `Notices`: the process's one subscriber
 bus          all of them on one client
 embedded     the server that is started when no `REDIS_URL` is set

@@ -21,6 +21,7 @@ snapshot    a session as one frame, for who comes without a cursor
 history     a user's sessions and messages: the archive, joined with what lives
 service     the verbs of a session: open, message, answer, tool result, cancel, close
 beat        this node's sign of life, and what it learns by it
+fleet       where the other nodes are, and what they say of themselves
 deadlines   the sweep: every due time of the fleet, acted on by any node
 ==========  =======================================================================================
 """

@@ -207,6 +207,21 @@ class Directory(Protocol):
         ...
 
 
+class Announcements(Protocol):
+    """What the nodes of the fleet tell of themselves. It is gone when their beat is."""
+
+    async def announce(self, node: str, address: str, summary: bytes) -> dict[str, str]:
+        """Says where a node is and how it does; answers the addresses of all that live.
+
+        A node that does not beat is not among them.
+        """
+        ...
+
+    async def summaries(self) -> dict[str, bytes]:
+        """What the nodes that live have said last."""
+        ...
+
+
 class Notices(Protocol):
     """Pub/sub: the fast path, at most once. Callbacks run on the loop and must not block.
 
