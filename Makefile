@@ -3,6 +3,7 @@
 #   make run ARGS="--port 9000"      arguments for `gateway run`
 #   make test ARGS="-k resume -x"    arguments for pytest
 #   make chaos ARGS="--seed 7"       the same schedule of faults again
+#   make loadtest ARGS="--users 99"  so many users, see loadtests/run.py
 #   make run PYTHON=/path/to/python  the interpreter that .venv is made from
 #
 # .venv belongs to this file: it is made anew when its interpreter is gone or the checkout has moved,
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fix mutants chaos clean
+.PHONY: help run test coverage check fix mutants chaos loadtest clean
 .NOTPARALLEL:
 
 PYTHON ?=
@@ -59,8 +60,11 @@ mutants: $(TESTS) ## break the product on purpose, patch by patch, and expect re
 chaos: $(TESTS) ## kill, stop and cut off everything in turn while clients talk, and prove that nothing is lost
 	@$(PY) tests/chaos/run.py $(ARGS)
 
+loadtest: $(TESTS) ## chatting users (locust) on a gateway of its own; the report is loadtest.html
+	@$(PY) loadtests/run.py $(ARGS)
+
 clean: ## remove .venv and what tools left behind
-	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache \
+	rm -rf $(VENV) dist htmlcov loadtest.html .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -162,6 +162,8 @@ class Node:
         self._telemetry = telemetry = Telemetry(version=__version__)
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
+        bus.scripts.probe = telemetry.service("redis")
+        archive.database.probe = telemetry.service("database")
         self._wheel = Wheel(time.monotonic, report)
         self._endings = Endings(
             sessions=bus.sessions,

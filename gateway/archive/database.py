@@ -17,6 +17,7 @@ from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
+from gateway.session.probe import ServiceError, ServiceProbe
 
 _CHECK_TIMEOUT_S = 1.8
 """Less than what readiness waits."""
@@ -43,6 +44,7 @@ class Database:
     Attributes:
         where: the setting or the file, for messages; a password is masked.
         breaker: opened by a streak of calls that the database did not answer.
+        probe: told of each call, where somebody wants to know.
     """
 
     def __init__(self, place: str | Path) -> None:
@@ -62,6 +64,7 @@ class Database:
             most_s=_PAUSE_S,
             probe_s=_PROBE_S,
         )
+        self.probe: ServiceProbe | None = None
         self._refusal = ""
         self._refused_at = 0.0
         self._away = ""
@@ -71,24 +74,25 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection to read with.
+    async def reading(self, tenant: str = "") -> AsyncGenerator[AsyncConnection]:
+        """A connection to read with; `tenant` is whose history it is, if one's.
 
         Raises:
             HistoryAway: the database does not answer, or cannot do it.
         """
-        async with self._asking(_READ_TIMEOUT_S) as connection:
+        async with self._asking(_READ_TIMEOUT_S, tenant) as connection:
             yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection to write with. What was asked may have happened when it fails.
+    async def writing(self, tenant: str = "") -> AsyncGenerator[AsyncConnection]:
+        """A connection to write with; `tenant` as for `reading`. What was asked may have
+        happened when it fails.
 
         Raises:
             HistoryAway: the database does not answer, or cannot do it.
             BadRecord: it will never take what it was given.
         """
-        async with self._asking(_WRITE_TIMEOUT_S, writes=True) as connection:
+        async with self._asking(_WRITE_TIMEOUT_S, tenant, writes=True) as connection:
             await _bound(connection)
             yield connection
         self._refusal = ""
@@ -129,27 +133,41 @@ class Database:
 
     @asynccontextmanager
     async def _asking(
-        self, timeout_s: float, *, writes: bool = False, probe: bool = False
+        self, timeout_s: float, tenant: str = "", *, writes: bool = False, probe: bool = False
     ) -> AsyncGenerator[AsyncConnection]:
-        breaker = self.breaker
+        breaker, operation, began = self.breaker, "write" if writes else "read", time.perf_counter()
+
+        def failed(error: ServiceError) -> None:
+            if self.probe is not None:
+                self.probe.failed(tenant, operation, time.perf_counter() - began, error)
+
         if probe:
             breaker.probe()
         elif breaker.admit():
+            failed("circuit_open")
             raise HistoryAway(self._away)
         try:
             async with asyncio.timeout(timeout_s), self._transaction(writes=writes) as connection:
                 yield connection
         except PoolTimeoutError:
             breaker.release()  # it is we who are busy
+            failed("internal")
             raise HistoryAway("all connections are in use") from None
         except FAULTS as error:
             fault = understand(error)
             self._note(fault, writes=writes)
+            failed(fault.code)
             raise fault.error() from None
+        except Exception:
+            breaker.release()
+            failed("internal")
+            raise
         except BaseException:
             breaker.release()
             raise
         self._answered()
+        if self.probe is not None:
+            self.probe.called(tenant, operation, time.perf_counter() - began)
 
     def _note(self, fault: Fault, *, writes: bool) -> None:
         if writes and fault.only_writes:

@@ -29,7 +29,7 @@ async def erase(
     named = [s.tenant_id == tenant, s.user_id == user]
     if session_id:
         named.append(s.session_id == session_id)
-    async with database.writing() as connection:
+    async with database.writing(tenant) as connection:
         await hold(connection, ERASING)
         # By the clock of Redis, where it is ahead of ours.
         newest = await connection.scalar(select(func.max(s.created_ms)).where(*named))
@@ -38,7 +38,7 @@ async def erase(
     count = 0
     named.append(s.created_ms <= at_ms)
     while True:
-        async with database.writing() as connection:
+        async with database.writing(tenant) as connection:
             found = await connection.execute(
                 select(s.session_id).where(*named).order_by(s.session_id).limit(_SESSIONS)
             )

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from gateway.archive.errors import BadRecord, HistoryAway
+from gateway.session.probe import ServiceError
 
 
 def _driver_faults() -> tuple[type[Exception], ...]:
@@ -42,6 +43,7 @@ _NEVER = ("22", "23", "54")
 _NO_ANSWER = ("08", "57", "58", "XX")
 """Connection, operator's intervention (shutting down, starting), system error."""
 _TOO_MANY_CONNECTIONS = "53300"
+_PROTOCOL = "08P01"
 
 _SQLITE_NEVER = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH)
 _SQLITE_ANSWERS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_ERROR)
@@ -53,12 +55,14 @@ class Fault:
 
     Attributes:
         why: the database's words, in one line.
+        code: telemetry's word for it.
         answered: the database is there, and says no.
         for_ever: it will never take this.
         only_writes: reading may well go on.
     """
 
     why: str
+    code: ServiceError
     answered: bool
     for_ever: bool = False
     only_writes: bool = False
@@ -81,24 +85,28 @@ def understand(error: Exception) -> Fault:
     while cause is not None:
         if isinstance(cause, _ENCODING):
             # What asyncpg says of it quotes it, and may be a message.
-            return Fault(type(cause).__name__, answered=True, for_ever=True)
+            return Fault(type(cause).__name__, "rejected", answered=True, for_ever=True)
         cause = cause.__cause__
     why = _one_line(origin)
     state = getattr(origin, "sqlstate", None)
     if state:
         if state.startswith(_NEVER):
-            return Fault(why, answered=True, for_ever=True)
+            return Fault(why, "rejected", answered=True, for_ever=True)
         away = state.startswith(_NO_ANSWER) or state == _TOO_MANY_CONNECTIONS
-        return Fault(why, answered=not away, only_writes=not away)
-    code = getattr(origin, "sqlite_errorcode", None)
-    if code is not None:
-        code &= 0xFF
-        if code in _SQLITE_NEVER:
-            return Fault(why, answered=True, for_ever=True)
-        return Fault(why, answered=code in _SQLITE_ANSWERS, only_writes=True)
+        code = "protocol" if state == _PROTOCOL else "connection" if away else "rejected"
+        return Fault(why, code, answered=not away, only_writes=not away)
+    number = getattr(origin, "sqlite_errorcode", None)
+    if number is not None:
+        number &= 0xFF
+        if number in _SQLITE_NEVER:
+            return Fault(why, "rejected", answered=True, for_ever=True)
+        answers = number in _SQLITE_ANSWERS
+        code = "rejected" if answers else "connection"
+        return Fault(why, code, answered=answers, only_writes=True)
     if isinstance(origin, sqlite3.DataError):  # larger than a string may be
-        return Fault(why, answered=True, for_ever=True)
-    return Fault(why, answered=False)
+        return Fault(why, "rejected", answered=True, for_ever=True)
+    code = "timeout" if isinstance(origin, TimeoutError) else "connection"
+    return Fault(why, code, answered=False)
 
 
 def _one_line(error: BaseException) -> str:

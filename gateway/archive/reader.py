@@ -62,14 +62,15 @@ class Reader:
         """See `History`."""
         if creating:
             its = (*_is(tombstones, key), tombstones.c.user_id == user)
-            if await self._one(select(tombstones.c.at_ms).where(*its)) is not None:
+            if await self._one(key.tenant, select(tombstones.c.at_ms).where(*its)) is not None:
                 raise Refused(ErrorCode.SESSION_ENDED, "the session that this key made was erased")
         found = await self._one(
+            key.tenant,
             select(sessions).where(
                 *_is(sessions, key),
                 sessions.c.user_id == user,
                 ~exists().where(*_names(key, user, sessions.c.created_ms)),
-            )
+            ),
         )
         if found is None or not found.agent_id:
             return None
@@ -86,7 +87,9 @@ class Reader:
         )
 
     async def _last_end(self, key: SessionKey) -> int:
-        found = await self._one(select(func.max(runs.c.ended_ms)).where(*_is(runs, key)))
+        found = await self._one(
+            key.tenant, select(func.max(runs.c.ended_ms)).where(*_is(runs, key))
+        )
         return 0 if found is None else found[0] or 0
 
     async def _transcript(self, key: SessionKey) -> list[tuple[str, bytes]]:
@@ -104,9 +107,10 @@ class Reader:
         sized = select(newest, (upto - length).label("newer")).subquery()
         # Characters are no more than bytes; the rest is cut off below. One is kept, however large.
         found = await self._all(
+            key.tenant,
             select(sized)
             .where(sized.c.newer < self._transcript_bytes)
-            .order_by(sized.c.at_ms.desc(), sized.c.nth.desc())
+            .order_by(sized.c.at_ms.desc(), sized.c.nth.desc()),
         )
         kept: list[tuple[str, bytes]] = []
         left = self._transcript_bytes
@@ -121,11 +125,14 @@ class Reader:
     async def is_erased(self, key: SessionKey, user: str, begun_ms: int) -> bool:
         """See `History`."""
         begun = literal(begun_ms, BigInteger)
-        return await self._one(select(tombstones).where(*_names(key, user, begun))) is not None
+        return (
+            await self._one(key.tenant, select(tombstones).where(*_names(key, user, begun)))
+            is not None
+        )
 
     async def session(self, key: SessionKey, user: str) -> SessionRecord | None:
         """See `History`."""
-        found = await self._one(_sessions(key.tenant, user).where(*_is(sessions, key)))
+        found = await self._one(key.tenant, _sessions(key.tenant, user).where(*_is(sessions, key)))
         return None if found is None else _session_record(found)
 
     async def sessions(
@@ -152,7 +159,9 @@ class Reader:
         if after is not None:
             place = tuple_(literal(after.at_ms, BigInteger), literal(after.session_id, String))
             wanted = wanted.where(tuple_(at, s.session_id) < place)
-        found = await self._all(wanted.order_by(at.desc(), s.session_id.desc()).limit(limit))
+        found = await self._all(
+            tenant, wanted.order_by(at.desc(), s.session_id.desc()).limit(limit)
+        )
         return [_session_record(row) for row in found]
 
     async def messages(
@@ -170,9 +179,10 @@ class Reader:
         p = page.c
         same_run = (r.tenant_id == p.tenant_id) & (r.session_id == p.session_id)
         found = await self._all(
+            key.tenant,
             select(p.at_ms, p.nth, p.run_id, p.json, r.kind, r.code).join_from(
                 page, runs, same_run & (r.run_id == p.run_id)
-            )
+            ),
         )
         return [
             MessageRecord(
@@ -190,7 +200,7 @@ class Reader:
         if not run_ids:
             return set()
         found = await self._all(
-            select(runs.c.run_id).where(*_is(runs, key), runs.c.run_id.in_(run_ids))
+            key.tenant, select(runs.c.run_id).where(*_is(runs, key), runs.c.run_id.in_(run_ids))
         )
         return {row.run_id for row in found}
 
@@ -221,7 +231,7 @@ class Reader:
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
             )
-            for row in await self._all(wanted.order_by(u.day, u.agent_id, u.model))
+            for row in await self._all(tenant, wanted.order_by(u.day, u.agent_id, u.model))
         ]
 
     async def erase(
@@ -234,13 +244,13 @@ class Reader:
         except BadRecord:
             return 0  # as in `_all`
 
-    async def _one(self, wanted: Any) -> Row[Any] | None:
-        found = await self._all(wanted)
+    async def _one(self, tenant: str, wanted: Any) -> Row[Any] | None:
+        found = await self._all(tenant, wanted)
         return found[0] if found else None
 
-    async def _all(self, wanted: Any) -> Sequence[Row[Any]]:
+    async def _all(self, tenant: str, wanted: Any) -> Sequence[Row[Any]]:
         try:
-            async with self._database.reading() as connection:
+            async with self._database.reading(tenant) as connection:
                 return (await connection.execute(wanted)).all()
         except BadRecord:
             return []  # asked for what cannot be written, and so is not there

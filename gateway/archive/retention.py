@@ -103,7 +103,7 @@ class Retention:
     async def _thin_runs(self, tenant: str, before_ms: int) -> int | None:
         """One step. None: another node is at it."""
         r = runs.c
-        async with self._database.writing() as connection:
+        async with self._database.writing(tenant) as connection:
             if not await try_hold(connection, RETAINING):
                 return None
             where = [r.tenant_id == tenant, r.ended_ms < before_ms]
@@ -126,7 +126,7 @@ class Retention:
     async def _thin_sessions(self, tenant: str, before_ms: int) -> int | None:
         """Likewise."""
         s = sessions.c
-        async with self._database.writing() as connection:
+        async with self._database.writing(tenant) as connection:
             if not await try_hold(connection, RETAINING):
                 return None
             # No writer is between a late run and its session. A run without one nobody would find.

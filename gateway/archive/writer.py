@@ -69,7 +69,7 @@ class Writer:
             HistoryAway: the database is away.
         """
         try:
-            async with self._database.reading() as connection:
+            async with self._database.reading(key.tenant) as connection:
                 return not await _not_erased(connection, [SessionOver(key, user, "expired", 0)])
         except BadRecord:
             return False  # a name that no tombstone can have

@@ -41,7 +41,7 @@ class RedisDeadlines:
                 num=limit,
                 withscores=True,
             )
-        async with self._scripts.asking():
+        async with self._scripts.asking("due"):
             pages: list[list[tuple[bytes, float]]] = await pipeline.execute()
         return [_parse(member, score) for page in pages for member, score in page]
 

@@ -62,11 +62,11 @@ class RedisDirectory:
 
     async def _write(self, info: AgentInfo) -> None:
         record = msgspec.json.encode(info)
-        async with self._scripts.asking():
+        async with self._scripts.asking("announce"):
             await self._scripts.client.hset(keys.AGENTS, info.name, cast("Any", record))
 
     async def _read(self) -> dict[str, AgentInfo]:
-        async with self._scripts.asking():
+        async with self._scripts.asking("agents"):
             records = await cast(
                 "Awaitable[dict[bytes, bytes]]", self._scripts.client.hgetall(keys.AGENTS)
             )

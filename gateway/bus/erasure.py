@@ -19,17 +19,18 @@ class RedisErasure:
     async def sessions_of(self, tenant: str, user: str) -> list[SessionKey]:
         """Every session of a user that lives, ended ones that are still remembered too."""
         pages = await self._scripts.pipeline(
+            "sessions_of",
             *(
                 ("ZRANGE", keys.user_sessions(number, tenant, user), 0, -1)
                 for number in range(keys.PARTITIONS)
-            )
+            ),
         )
         return [SessionKey(tenant, session_id.decode()) for page in pages for session_id in page]
 
     async def now_ms(self) -> int:
         """The time by the servers' clocks: the earliest, which no session that begins later has."""
         times = await self._scripts.pipeline(
-            *(("EVAL", _TIME, 1, keys.journal(number)) for number in range(keys.PARTITIONS))
+            "time", *(("EVAL", _TIME, 1, keys.journal(number)) for number in range(keys.PARTITIONS))
         )
         return min(int(seconds) * 1000 + int(micros) // 1000 for seconds, micros in times)
 

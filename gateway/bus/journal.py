@@ -39,10 +39,11 @@ class RedisJournal:
         """At most `count` of the oldest entries of each partition, oldest first within each."""
         first = {number: f"({entry_id}" for number, entry_id in after.items()}
         pages = await self._scripts.pipeline(
+            "journal_read",
             *(
                 ("XRANGE", keys.journal(number), first.get(number, "-"), "+", "COUNT", count)
                 for number in partitions
-            )
+            ),
         )
         return [
             _parse_entry(EntryId(number, entry_id.decode()), fields)
@@ -53,7 +54,7 @@ class RedisJournal:
     async def sizes(self, partitions: Sequence[int]) -> list[int]:
         """About how many bytes wait in each of the partitions."""
         answers = await self._scripts.pipeline(
-            *(("GET", keys.journal_bytes(number)) for number in partitions)
+            "journal_sizes", *(("GET", keys.journal_bytes(number)) for number in partitions)
         )
         return [int(answer or 0) for answer in answers]
 
@@ -73,10 +74,11 @@ class RedisJournal:
     async def dead(self, count: int) -> list[DeadLetter]:
         """At most `count` dead letters, oldest first."""
         pages = await self._scripts.pipeline(
+            "dead_letters",
             *(
                 ("XRANGE", keys.dead_letters(number), "-", "+", "COUNT", count)
                 for number in range(keys.PARTITIONS)
-            )
+            ),
         )
         letters = [
             _parse_letter(EntryId(number, letter_id.decode()), fields)
@@ -101,7 +103,7 @@ class RedisJournal:
         if session_id:
             numbers = [keys.partition(SessionKey(tenant, session_id))]
         sizes = await self._scripts.pipeline(
-            *(("XLEN", keys.dead_letters(number)) for number in numbers)
+            "dead_letters", *(("XLEN", keys.dead_letters(number)) for number in numbers)
         )
         count = 0
         for number, size in zip(numbers, sizes, strict=True):
@@ -114,7 +116,8 @@ class RedisJournal:
         """How much waits, and for how long."""
         script = source("journal_state")
         answers = await self._scripts.pipeline(
-            *(("EVAL", script, 1, keys.journal(number)) for number in range(keys.PARTITIONS))
+            "journal_state",
+            *(("EVAL", script, 1, keys.journal(number)) for number in range(keys.PARTITIONS)),
         )
         oldest = [int(oldest.partition(b"-")[0]) for _, oldest, _, _ in answers if oldest]
         return JournalState(

@@ -26,6 +26,11 @@ def session(key: SessionKey) -> str:
     return f"s:{_base(key)}"
 
 
+def tenant_of(key: str) -> str:
+    """The tenant of a session's key; empty for what is not a session's."""
+    return key.split(":", 3)[2] if key.startswith("s:") else ""
+
+
 def events_channel(key: SessionKey) -> str:
     """Where the session's log entries are pushed."""
     return f"e:{_base(key)}"

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import (
+    InvalidResponse,
     MaxConnectionsError,
     MovedError,
     NoScriptError,
@@ -25,10 +26,13 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from gateway.bus import keys
 from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.errors import Fenced, Refused, Rejected, TooLarge, Unavailable
+from gateway.session.probe import ServiceError, ServiceProbe
 from protocol.codes import ErrorCode
 
 Argument = str | bytes | int | float
@@ -82,11 +86,13 @@ class Scripts:
 
     Attributes:
         breaker: opened by a streak of calls that Redis did not answer, closed by any answer.
+        probe: told of each call, where somebody wants to know.
     """
 
     def __init__(self, client: Client) -> None:
         """`client` is shared by all parts of the bus."""
         self.client = client
+        self.probe: ServiceProbe | None = None
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -98,10 +104,14 @@ class Scripts:
         self._waiting = asyncio.Semaphore(_WAITING)
 
     @asynccontextmanager
-    async def asking(self, *, probe: bool = False) -> AsyncGenerator[None]:
+    async def asking(
+        self, operation: str, tenant: str = "", *, probe: bool = False
+    ) -> AsyncGenerator[None]:
         """To be entered around everything that Redis is asked; it bounds the wait.
 
         Args:
+            operation: what it is asked, for telemetry,
+            tenant: and for whom.
             probe: ask even while Redis is known to be away.
 
         Raises:
@@ -112,29 +122,40 @@ class Scripts:
         if probe:
             breaker.probe()
         elif wait_s := breaker.admit():
+            if self.probe is not None:
+                self.probe.failed(tenant, operation, 0.0, "circuit_open")
             raise Unavailable(retry_after_ms=int(wait_s * 1000) + 1)
+        began = time.perf_counter()
         try:
             async with in_time():
                 yield
-        except ResponseError:
-            breaker.succeed()  # a refusal is an answer
-            raise Rejected from None
-        except Unavailable:
-            breaker.succeed()
-            raise
-        except MaxConnectionsError:
-            breaker.release()  # it is we who are busy
-            raise Unavailable from None
-        except FAULTS:
-            breaker.fail()
-            raise Unavailable from None
+        except Exception as error:
+            fault = _understand(error)
+            self._note(fault)
+            if self.probe is not None:
+                self.probe.failed(tenant, operation, time.perf_counter() - began, fault.code)
+            if fault.told is None:
+                raise
+            raise fault.told from None
         except BaseException:
             breaker.release()
             raise
         breaker.succeed()
+        if self.probe is not None:
+            self.probe.called(tenant, operation, time.perf_counter() - began)
 
-    async def pipeline(self, *commands: tuple[Argument, ...]) -> list[Any]:
+    def _note(self, fault: "_Fault") -> None:
+        if fault.answered:
+            self.breaker.succeed()
+        elif fault.answered is None:
+            self.breaker.release()
+        else:
+            self.breaker.fail()
+
+    async def pipeline(self, operation: str, *commands: tuple[Argument, ...]) -> list[Any]:
         """What each of the commands answers; they only read, and may be of any slots.
+
+        `operation` is what telemetry calls them.
 
         Raises:
             Unavailable: when Redis does not answer.
@@ -142,7 +163,7 @@ class Scripts:
         pipeline: Any = self.client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        async with self.asking():
+        async with self.asking(operation):
             return cast("list[Any]", await pipeline.execute())
 
     async def call(
@@ -162,7 +183,7 @@ class Scripts:
                 may have happened.
             Refused, Fenced, TooLarge: what the script says.
         """
-        async with self.asking(probe=probe):
+        async with self.asking(name, keys.tenant_of(key), probe=probe):
             answer = await self._repeat(name, key, arguments, replicas)
         return check(answer)
 
@@ -222,6 +243,38 @@ class Scripts:
         if answers[1] < replicas:
             raise Unavailable("too few replicas of the message store confirmed it in time")
         return answers[0]
+
+
+class _Fault(NamedTuple):
+    """Why a call failed.
+
+    Attributes:
+        code: telemetry's word for it.
+        answered: Redis is there, and says no. None: that it failed says nothing of it.
+        told: what the caller is told instead, if he is.
+    """
+
+    code: ServiceError
+    answered: bool | None
+    told: Unavailable | None
+
+
+def _understand(error: Exception) -> _Fault:
+    match error:
+        case ResponseError():  # a refusal is an answer
+            return _Fault("rejected", True, Rejected())
+        case Unavailable():
+            return _Fault("rejected", True, None)
+        case MaxConnectionsError():  # it is we who are busy
+            return _Fault("internal", None, Unavailable())
+        case TimeoutError() | RedisTimeoutError():
+            return _Fault("timeout", False, Unavailable())
+        case InvalidResponse():
+            return _Fault("protocol", False, Unavailable())
+        case RedisError() | RedisClusterException() | OSError():
+            return _Fault("connection", False, Unavailable())
+        case _:
+            return _Fault("internal", None, None)
 
 
 def _log_changes() -> Callable[[Breaker], None]:

@@ -4,6 +4,24 @@ from typing import Literal, Protocol
 
 from gateway.session.model import Role
 
+ServiceError = Literal["timeout", "connection", "protocol", "rejected", "circuit_open", "internal"]
+"""Why a call of a service failed; `circuit_open`: it was not even asked, `internal`: it is we."""
+
+
+class ServiceProbe(Protocol):
+    """Telemetry of one service's calls. What its caller gives up is none.
+
+    An empty `tenant` is everybody's. An `operation` is one of few names.
+    """
+
+    def called(self, tenant: str, operation: str, seconds: float) -> None:
+        """It answered, be it with a refusal."""
+        ...
+
+    def failed(self, tenant: str, operation: str, seconds: float, error: ServiceError) -> None:
+        """It did not."""
+        ...
+
 
 class SessionProbe(Protocol):
     """Telemetry of one session, bound once to its tenant and agent; each verb is one fact."""

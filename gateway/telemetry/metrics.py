@@ -20,6 +20,7 @@ from gateway.session.probe import SessionProbe
 from gateway.telemetry import catalogue
 from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
+from gateway.telemetry.services import ServiceCalls
 
 OTHER = "other"
 
@@ -109,6 +110,10 @@ class Telemetry:
     def archived(self, seconds: float) -> None:
         """A batch was brought to the archive in so many seconds."""
         self._archive.batches.observe(seconds)
+
+    def service(self, service: str) -> ServiceCalls:
+        """Handles for the calls of a service."""
+        return ServiceCalls(self._series, service, self._tenants.label)
 
     def follow(self, service: str, breaker: Breaker) -> None:
         """Shows a breaker of the node's own, from now on."""
@@ -201,6 +206,14 @@ class _LabelValues:
             return value
         self._overflow.inc()
         return OTHER
+
+    def label(self, value: str) -> str:
+        """As `admit`, for what happens too often to count how often it found no room."""
+        if value not in self._known:
+            if len(self._known) >= self._limit:
+                return OTHER
+            self._known.add(value)
+        return value
 
     def find(self, value: str) -> str:
         """The label value for a `value` that was admitted before."""

@@ -195,6 +195,25 @@ class Session:
             ]
         return all(wait.result() for wait in waits)
 
+    async def together(self, patience_s: float) -> bool:
+        """Waits until the first client has everything, and the others as much: one of them may not
+        have heard yet of a run that the first one asked for.
+        """
+        first = self.followers[0]
+        if not await first.until(lambda: first.quiet, patience_s):
+            return False
+        async with asyncio.TaskGroup() as group:
+            waits = [
+                group.create_task(
+                    each.until(
+                        lambda each=each: each.quiet and each.core.cursor == first.core.cursor,
+                        patience_s,
+                    )
+                )
+                for each in self.followers
+            ]
+        return all(wait.result() for wait in waits)
+
     async def _mischief(self) -> None:
         while True:
             await asyncio.sleep(self._random.expovariate(0.25))
@@ -306,7 +325,7 @@ class Crowd:
             async with asyncio.timeout(patience_s):
                 if not session.followers[0].questions:
                     await session.say(session.followers[0], "words", 5)
-                quiet = quiet and await session.quiet(patience_s)
+                quiet = quiet and await session.together(patience_s)
                 if quiet or session.lost:
                     return
         self.restless.append(f"{session.name} {[each.state for each in session.followers]}")
