@@ -32,6 +32,7 @@ from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
 from gateway.edges.problem import on_http_exception
+from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
 from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
@@ -42,6 +43,7 @@ from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.logs import current_logs
@@ -73,7 +75,9 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
+async def open_bus(
+    url: str, limits: Limits, *, ack_replicas: int = 0, tracer: CallTracer = UNTRACED
+) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
@@ -87,7 +91,9 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects)
+        yield Bus(
+            client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer
+        )
     finally:
         await client.aclose()
 
@@ -113,7 +119,9 @@ def history_place(settings: Settings) -> str | Path:
 
 
 @asynccontextmanager
-async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+async def open_archive(
+    settings: Settings, limits: Limits, *, tracer: CallTracer = UNTRACED
+) -> "AsyncGenerator[Archive]":
     """The archive on its database, with the schema that is needed if it answers.
 
     Our own file is brought up to date, a configured database only when that is asked for, since
@@ -132,6 +140,7 @@ async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Ar
         retention_days=settings.retention_days,
         retention_tenants=settings.retention_tenants,
         report=report,
+        tracer=tracer,
     ) as opened:
         yield opened
 
@@ -152,6 +161,7 @@ class Node:
         limits: Limits,
         *,
         requires: Collection[str] = ("redis", "database"),
+        tracer: Tracer = UNTRACED,
     ) -> None:
         """`bus` and `archive` stay the caller's.
 
@@ -188,6 +198,7 @@ class Node:
             wheel=self._wheel,
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
+            tracer=tracer,
         )
         self._archiver = Archiver(
             journal=bus.journal,
@@ -233,6 +244,7 @@ class Node:
             journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
+            tracer=tracer,
         )
         authenticate = counting(anonymous, telemetry.auth_failed)
         self._edge = websocket.WebSocketEdge(
@@ -248,6 +260,7 @@ class Node:
                 resume_ttl_s=limits.session_ttl_s,
             ),
             authenticate=authenticate,
+            tracer=tracer,
         )
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
@@ -271,6 +284,7 @@ class Node:
             ],
             middleware=[
                 Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
+                Middleware(Traced, tracer=tracer),
                 Middleware(Guard, allowed_hosts=LOOPBACK),
             ],
             exception_handlers={HTTPException: on_http_exception},
@@ -348,6 +362,7 @@ async def serve_agent(
     slots: int,
     grace_s: float,
     on_stop: Callable[[Callable[[], None]], None],
+    tracer: AgentTracer = UNTRACED,
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
     worker = Worker(
@@ -358,6 +373,7 @@ async def serve_agent(
         worker_id=uuid7(now_ms()),
         slots=slots,
         lease_s=limits.lease_s,
+        tracer=tracer,
     )
     asked = 0
 
