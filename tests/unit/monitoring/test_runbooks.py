@@ -21,6 +21,7 @@ def test_every_alert_names_its_runbook_and_every_runbook_has_its_alert():
     named = {alert.name: alert.annotations["runbook_url"] for alert in alerts()}
     assert named == {path.stem: f"runbooks/{path.name}" for path in RUNBOOKS}
     assert all(alert.annotations.keys() >= {"summary", "description"} for alert in alerts())
+    assert not [name for name in named if name not in README]
 
 
 @pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
