@@ -22,7 +22,7 @@ from gateway.agents.worker import Worker
 from gateway.archive.archiver import Archiver
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.bus.connection import check_server, create_client
+from gateway.bus.connection import Reconnects, check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
@@ -32,7 +32,9 @@ from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
 from gateway.edges.problem import on_http_exception
+from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
+from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -41,8 +43,10 @@ from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
+from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
 
 if TYPE_CHECKING:
@@ -71,20 +75,25 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
+async def open_bus(
+    url: str, limits: Limits, *, ack_replicas: int = 0, tracer: CallTracer = UNTRACED
+) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
         UnusableRedis: with one line for a person.
     """
-    client = create_client(url)
+    reconnects = Reconnects()
+    client = create_client(url, reconnects)
     try:
         replicas = await check_server(client, url)
         if replicas < ack_replicas:
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas)
+        yield Bus(
+            client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer
+        )
     finally:
         await client.aclose()
 
@@ -110,7 +119,9 @@ def history_place(settings: Settings) -> str | Path:
 
 
 @asynccontextmanager
-async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+async def open_archive(
+    settings: Settings, limits: Limits, *, tracer: CallTracer = UNTRACED
+) -> "AsyncGenerator[Archive]":
     """The archive on its database, with the schema that is needed if it answers.
 
     Our own file is brought up to date, a configured database only when that is asked for, since
@@ -129,6 +140,7 @@ async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Ar
         retention_days=settings.retention_days,
         retention_tenants=settings.retention_tenants,
         report=report,
+        tracer=tracer,
     ) as opened:
         yield opened
 
@@ -149,6 +161,7 @@ class Node:
         limits: Limits,
         *,
         requires: Collection[str] = ("redis", "database"),
+        tracer: Tracer = UNTRACED,
     ) -> None:
         """`bus` and `archive` stay the caller's.
 
@@ -158,7 +171,7 @@ class Node:
         self._bus = bus
         self._archive = archive
         self.telemetry = telemetry = Telemetry(
-            version=__version__, sessions_capacity=limits.sessions_capacity
+            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
         )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
@@ -185,6 +198,7 @@ class Node:
             wheel=self._wheel,
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
+            tracer=tracer,
         )
         self._archiver = Archiver(
             journal=bus.journal,
@@ -230,6 +244,7 @@ class Node:
             journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
+            tracer=tracer,
         )
         authenticate = counting(anonymous, telemetry.auth_failed)
         self._edge = websocket.WebSocketEdge(
@@ -245,6 +260,7 @@ class Node:
                 resume_ttl_s=limits.session_ttl_s,
             ),
             authenticate=authenticate,
+            tracer=tracer,
         )
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
@@ -268,6 +284,7 @@ class Node:
             ],
             middleware=[
                 Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
+                Middleware(Traced, tracer=tracer),
                 Middleware(Guard, allowed_hosts=LOOPBACK),
             ],
             exception_handlers={HTTPException: on_http_exception},
@@ -285,6 +302,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
+            self.telemetry.watch_loop(),
         ]
 
     @property
@@ -319,7 +337,15 @@ class Node:
         self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
+        bus = self._bus
+        self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
+        self.telemetry.redis(
+            commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
+            pubsub_up=bus.notices.up,
+            reconnects=bus.reconnects.count,
+            subscriber_reconnects=bus.notices.reconnects,
+        )
         return self.telemetry.render()
 
     async def _check_redis(self) -> None:
@@ -336,6 +362,7 @@ async def serve_agent(
     slots: int,
     grace_s: float,
     on_stop: Callable[[Callable[[], None]], None],
+    tracer: AgentTracer = UNTRACED,
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
     worker = Worker(
@@ -346,6 +373,7 @@ async def serve_agent(
         worker_id=uuid7(now_ms()),
         slots=slots,
         lease_s=limits.lease_s,
+        tracer=tracer,
     )
     asked = 0
 

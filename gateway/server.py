@@ -19,6 +19,7 @@ from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, Tracer
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
 
 PING_INTERVAL_S = 25.0
@@ -166,9 +167,10 @@ async def serve_node(
     *,
     drain_s: float,
     requires: Collection[str],
+    tracer: Tracer = UNTRACED,
 ) -> None:
     """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
-    node = Node(bus, archive, limits, requires=requires)
+    node = Node(bus, archive, limits, requires=requires, tracer=tracer)
     server = create_server(node, drain_s)
     on_stop(server.stop)
     async with asyncio.TaskGroup() as group:

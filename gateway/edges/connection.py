@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import assert_never
-from uuid import uuid4
 
 from loguru import logger
 from starlette.datastructures import Headers
@@ -20,6 +19,7 @@ from starlette.types import Receive, Scope
 from gateway.edges.principal import Authenticate
 from gateway.edges.refusals import close_code_of, complaint, refusal, role_of
 from gateway.edges.socket import EXTENSION, WebSocketProtocol
+from gateway.edges.tracing import request_id
 from gateway.session.context import log_context
 from gateway.session.errors import Refused
 from gateway.session.feed import Attachment
@@ -30,6 +30,7 @@ from gateway.session.outbox import LIMIT_BYTES, Outbox
 from gateway.session.ports import Clock
 from gateway.session.probe import Outcome, Probe, SocketProbe
 from gateway.session.service import SessionService
+from gateway.session.tracing import Tracer
 from gateway.session.wheel import Timer, Wheel
 from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, decode_client, encode
 from protocol.codes import CloseCode, ErrorCode
@@ -83,6 +84,7 @@ class Edge:
     clock: Clock
     limits: ConnectionLimits
     authenticate: Authenticate
+    tracer: Tracer
 
 
 class Connection:
@@ -101,6 +103,7 @@ class Connection:
         self._tenant = ""
         self._view: SessionView | None = None
         self._attachment: Attachment | None = None
+        self._traceparent = ""
         self._exit = ExitStack()
         self._context = copy_context()
         self._loop = asyncio.get_running_loop()
@@ -261,7 +264,12 @@ class Connection:
             case Ping():
                 self._outbox.put(encode(Pong(frame.t)))
             case Open():
-                await self._open(frame, started)
+                headers = Headers(scope=self._scope)
+                within = frame.traceparent or headers.get("traceparent", "")
+                with self._edge.tracer.connecting(within) as span:
+                    self._traceparent = span.traceparent
+                    await self._open(frame, headers, started)
+                self._context = copy_context()
             case Close():
                 await self._close(frame)
             case Refresh():
@@ -271,14 +279,13 @@ class Connection:
             case _:
                 assert_never(frame)
 
-    async def _open(self, frame: Open, started: float) -> None:
+    async def _open(self, frame: Open, headers: Headers, started: float) -> None:
         self._open_timer.cancel()
         edge, limits = self._edge, self._edge.limits
-        headers = Headers(scope=self._scope)
+        self._exit.enter_context(log_context(request_id=request_id(headers)))
         who = edge.authenticate(headers, frame.token)
         self._tenant = who.tenant
-        request_id = headers.get("x-request-id", "")[:128] or str(uuid4())
-        self._exit.enter_context(log_context(tenant_id=who.tenant, request_id=request_id))
+        self._exit.enter_context(log_context(tenant_id=who.tenant))
         if (frame.agent is None) == (frame.session_id is None):
             raise Refused(
                 ErrorCode.BAD_FRAME, "give one of `agent` and `session_id`", param="session_id"
@@ -316,7 +323,6 @@ class Connection:
                 )
             )
         )
-        self._context = copy_context()
         attachment.start()
         attachment.feed.probe.opened(_outcome(frame, attachment), edge.clock() - started)
         edge.probe.connection_opened(who.tenant)
@@ -329,11 +335,11 @@ class Connection:
         role: Role | None = "user"
         match frame:
             case Message():
-                ack = await service.message(view, frame)
+                ack = await service.message(view, frame, connection=self._traceparent)
             case Answer():
-                ack = await service.answer(view, frame)
+                ack = await service.answer(view, frame, connection=self._traceparent)
             case ToolResult():
-                ack = await service.tool_result(view, frame)
+                ack = await service.tool_result(view, frame, connection=self._traceparent)
                 role = "tool"
             case Cancel():
                 ack = await service.cancel(view.key, view.user, frame)

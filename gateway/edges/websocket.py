@@ -14,6 +14,7 @@ from gateway.session.hub import Hub
 from gateway.session.ports import Clock
 from gateway.session.probe import Probe, SocketProbe
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, Tracer
 from gateway.session.wheel import Wheel
 from protocol import SUBPROTOCOL
 from protocol.codes import CloseCode, ErrorCode
@@ -40,6 +41,7 @@ class WebSocketEdge:
         clock: Clock,
         limits: ConnectionLimits | None = None,
         authenticate: Authenticate = anonymous,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._edge = Edge(
             service=service,
@@ -50,6 +52,7 @@ class WebSocketEdge:
             clock=clock,
             limits=limits or ConnectionLimits(),
             authenticate=authenticate,
+            tracer=tracer,
         )
         self._connections: set[Connection] = set()
         self._draining = False

@@ -129,7 +129,7 @@ class Feed:
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
         on_gap: Callable[[], None],
-        on_run_end: Callable[[str, str, str, str], None],
+        on_run_end: "Callable[[Feed, Entry], None]",
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -307,7 +307,7 @@ class Feed:
             for attachment in self.attachments:
                 if attachment.on_run_end is not None:
                     attachment.on_run_end()
-            self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
+            self._on_run_end(self, entry)
             if self.over:
                 self.look()
 

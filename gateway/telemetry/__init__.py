@@ -5,7 +5,8 @@ catalogue   every metric: name, labels, meaning, buckets; nothing else names a m
 handles     series bound once to their labels, which move aioprometheus' own store directly
 exposition  the Prometheus text format, with every label value escaped
 metrics     `Telemetry`, the domain's probe
-services    the calls of services, with time and failures
+services    the calls of services, with time and failures; the connections to Redis
+process     CPU, memory, files, the event loop's lag, log lines
 logs        loguru's lines and the standard library's, as JSON with ten keys, in one bounded stream
 ==========  =======================================================================================
 """

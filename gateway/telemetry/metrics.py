@@ -21,7 +21,9 @@ from gateway.telemetry import catalogue
 from gateway.telemetry.edges import HttpMetrics, SocketMetrics
 from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
-from gateway.telemetry.services import ServiceCalls
+from gateway.telemetry.logs import Logs
+from gateway.telemetry.process import ProcessMetrics
+from gateway.telemetry.services import RedisMetrics, ServiceCalls
 from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
 OTHER = "other"
@@ -49,7 +51,9 @@ class Telemetry:
         sessions_capacity: int = 0,
         max_tenants: int = 200,
         max_agents: int = 100,
+        logs: Logs | None = None,
     ) -> None:
+        """`logs` is the stream of which it shows the counts."""
         self._series = Series(catalogue.CATALOGUE)
         self.registry: Registry = self._series.registry
         overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
@@ -74,6 +78,8 @@ class Telemetry:
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._by_service: dict[str, _ServiceMetrics] = {}
         self._archive = _ArchiveMetrics(self._series)
+        self._redis = RedisMetrics(self._series)
+        self._process = ProcessMetrics(self._series, logs)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
     def connection_opened(self, tenant: str) -> None:
@@ -124,6 +130,19 @@ class Telemetry:
         self._slow.set(slow_consumers)
         self._outbound.set(buffer_bytes)
 
+    def redis(
+        self, *, commands_up: bool, pubsub_up: bool, reconnects: int, subscriber_reconnects: int
+    ) -> None:
+        """How the connections to Redis are; to be told before `render`, too."""
+        self._redis.set(
+            up={"commands": commands_up, "pubsub": pubsub_up},
+            reconnects={"commands": reconnects, "pubsub": subscriber_reconnects},
+        )
+
+    async def watch_loop(self) -> None:
+        """Looks how late the event loop is, until cancelled."""
+        await self._process.watch_loop()
+
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
@@ -166,6 +185,7 @@ class Telemetry:
         """All metrics as text, and its content type."""
         self._series.remove_idle()
         self._archive.refresh()
+        self._process.refresh()
         return TextFormatter().marshall(self.registry), CONTENT_TYPE
 
     def _of_service(self, label: str) -> "_ServiceMetrics":
