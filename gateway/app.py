@@ -27,7 +27,7 @@ from gateway.bus.embedded import embedded_server
 from gateway.edges import health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
@@ -91,9 +91,7 @@ async def open_bus(
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(
-            client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer
-        )
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer)
     finally:
         await client.aclose()
 

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from gateway.edges import health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.problem import on_http_exception

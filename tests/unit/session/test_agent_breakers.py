@@ -34,7 +34,7 @@ def probe() -> CountingProbe:
 
 @pytest.fixture
 def breakers(clock: Clock, probe: CountingProbe) -> AgentBreakers:
-    return AgentBreakers(clock, probe.breaker_moved)
+    return AgentBreakers(clock, probe.breaker_moved, probe.agent_left_alone)
 
 
 def fail(breakers: AgentBreakers, clock: Clock, tenant: str = "acme", times: int = 5) -> None:
