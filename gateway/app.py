@@ -28,7 +28,7 @@ from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import compose
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
 from gateway.edges.tracing import Traced
