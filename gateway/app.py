@@ -311,7 +311,7 @@ class Node:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
 
-    def _render_metrics(self) -> tuple[bytes, str]:
+    async def _render_metrics(self) -> tuple[bytes, str]:
         bus = self._bus
         self._hub.breakers.look()
         self._telemetry.outbound(*self._edge.outbound())
@@ -321,7 +321,7 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return self._telemetry.render()
+        return await self._telemetry.render_in_turns()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

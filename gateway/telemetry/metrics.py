@@ -7,7 +7,9 @@ Series start at zero as soon as their tenant, or tenant and agent, is known: exc
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
 """
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from aioprometheus.collectors import Registry
@@ -47,9 +49,11 @@ class Telemetry:
         max_tenants: int = 200,
         max_agents: int = 100,
         logs: Logs | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`logs` is the stream of which it shows the counts."""
-        self._series = Series(catalogue.CATALOGUE)
+        self._series = Series(catalogue.CATALOGUE, clock)
+        self._formatter = TextFormatter()
         self.registry: Registry = self._series.registry
         overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
         self._tenants = _LabelValues(max_tenants, overflow)
@@ -152,12 +156,25 @@ class Telemetry:
             state, failures
         )
 
-    def render(self) -> tuple[bytes, str]:
-        """All metrics as text, and its content type."""
+    def refresh(self) -> None:
+        """Brings up to date what is not moved inline; to be called before somebody looks."""
         self._series.remove_idle()
         self._archive.refresh()
         self._process.refresh()
-        return TextFormatter().marshall(self.registry), CONTENT_TYPE
+
+    def render(self) -> tuple[bytes, str]:
+        """All metrics as text, and its content type."""
+        self.refresh()
+        return self._formatter.marshall(self.registry), CONTENT_TYPE
+
+    async def render_in_turns(self) -> tuple[bytes, str]:
+        """The same; the event loop does what else it has to, every millisecond or so."""
+        self.refresh()
+        pieces = list[bytes]()
+        for piece in self._formatter.pieces(self.registry):
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        return b"".join(pieces), CONTENT_TYPE
 
     def _of_service(self, label: str) -> "_ServiceMetrics":
         found = self._by_service.get(label)

@@ -33,6 +33,11 @@ from support.little_archive import LittleArchive
 from support.little_bus import CountingProbe, LittleBus
 
 
+async def up() -> tuple[bytes, str]:
+    """The metrics."""
+    return b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"
+
+
 class Node:
     """The edges, composed as the gateway composes them."""
 
@@ -98,7 +103,7 @@ class Node:
                 *websocket.routes(self.edge),
                 *api_routes(self.parts, version="1.2.3"),
                 *health.routes(self.readiness),
-                *metrics.routes(lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8")),
+                *metrics.routes(up),
                 *pages.routes(),
             ],
             middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
