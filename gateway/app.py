@@ -29,7 +29,10 @@ from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
+from gateway.edges.http_metrics import HttpMetrics
+from gateway.edges.principal import anonymous, counting
 from gateway.edges.problem import on_http_exception
+from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
 from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
@@ -40,6 +43,7 @@ from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.logs import current_logs
@@ -71,7 +75,9 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
+async def open_bus(
+    url: str, limits: Limits, *, ack_replicas: int = 0, tracer: CallTracer = UNTRACED
+) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
@@ -85,7 +91,7 @@ async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncG
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects)
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer)
     finally:
         await client.aclose()
 
@@ -111,7 +117,9 @@ def history_place(settings: Settings) -> str | Path:
 
 
 @asynccontextmanager
-async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+async def open_archive(
+    settings: Settings, limits: Limits, *, tracer: CallTracer = UNTRACED
+) -> "AsyncGenerator[Archive]":
     """The archive on its database, with the schema that is needed if it answers.
 
     Our own file is brought up to date, a configured database only when that is asked for, since
@@ -130,6 +138,7 @@ async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Ar
         retention_days=settings.retention_days,
         retention_tenants=settings.retention_tenants,
         report=report,
+        tracer=tracer,
     ) as opened:
         yield opened
 
@@ -140,6 +149,7 @@ class Node:
     Attributes:
         node_id: names this process among the nodes of the fleet, anew at each start.
         app: the ASGI application.
+        telemetry: what it counts.
     """
 
     def __init__(
@@ -149,6 +159,7 @@ class Node:
         limits: Limits,
         *,
         requires: Collection[str] = ("redis", "database"),
+        tracer: Tracer = UNTRACED,
     ) -> None:
         """`bus` and `archive` stay the caller's.
 
@@ -157,7 +168,9 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._archive = archive
-        self._telemetry = telemetry = Telemetry(version=__version__, logs=current_logs())
+        self.telemetry = telemetry = Telemetry(
+            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
+        )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
         bus.scripts.probe = telemetry.service("redis")
@@ -183,6 +196,7 @@ class Node:
             wheel=self._wheel,
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
+            tracer=tracer,
         )
         self._archiver = Archiver(
             journal=bus.journal,
@@ -228,11 +242,14 @@ class Node:
             journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
+            tracer=tracer,
         )
+        authenticate = counting(anonymous, telemetry.auth_failed)
         self._edge = websocket.WebSocketEdge(
             service=service,
             hub=self._hub,
             probe=telemetry,
+            sockets=telemetry.sockets,
             wheel=self._wheel,
             clock=time.monotonic,
             limits=ConnectionLimits(
@@ -240,6 +257,8 @@ class Node:
                 stall_timeout_s=limits.stall_timeout_s,
                 resume_ttl_s=limits.session_ttl_s,
             ),
+            authenticate=authenticate,
+            tracer=tracer,
         )
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
@@ -256,12 +275,16 @@ class Node:
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
-                *api_routes(api, version=__version__),
+                *api_routes(api, version=__version__, authenticate=authenticate),
                 *health.routes(self._readiness),
                 *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
-            middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
+            middleware=[
+                Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
+                Middleware(Traced, tracer=tracer),
+                Middleware(Guard, allowed_hosts=LOOPBACK),
+            ],
             exception_handlers={HTTPException: on_http_exception},
         )
 
@@ -277,7 +300,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
-            self._telemetry.watch_loop(),
+            self.telemetry.watch_loop(),
         ]
 
     @property
@@ -290,7 +313,7 @@ class Node:
         clients away, spread over time and between runs. After the window comes `evacuate`.
         """
         self._readiness.draining = True
-        self._telemetry.draining()
+        self.telemetry.draining()
         self._hub.drain()
         if window_s:
             self._edge.drain(min(SPREAD_S, window_s / 2))
@@ -314,14 +337,14 @@ class Node:
     async def _render_metrics(self) -> tuple[bytes, str]:
         bus = self._bus
         self._hub.breakers.look()
-        self._telemetry.outbound(*self._edge.outbound())
-        self._telemetry.redis(
+        self.telemetry.outbound(*self._edge.outbound())
+        self.telemetry.redis(
             commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
             pubsub_up=bus.notices.up,
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return await self._telemetry.render_in_turns()
+        return await self.telemetry.render_in_turns()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
@@ -337,6 +360,7 @@ async def serve_agent(
     slots: int,
     grace_s: float,
     on_stop: Callable[[Callable[[], None]], None],
+    tracer: AgentTracer = UNTRACED,
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
     worker = Worker(
@@ -347,6 +371,7 @@ async def serve_agent(
         worker_id=uuid7(now_ms()),
         slots=slots,
         lease_s=limits.lease_s,
+        tracer=tracer,
     )
     asked = 0
 

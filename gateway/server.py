@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -18,6 +19,7 @@ from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, Tracer
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
 
 PING_INTERVAL_S = 25.0
@@ -132,12 +134,14 @@ class Server(uvicorn.Server):
 
 def create_server(node: Node, drain_s: float) -> Server:
     """A server for the node, to be given a bound socket."""
+    # uvicorn calls it, but wants to see a class.
+    protocol: Any = partial(WebSocketProtocol, probe=node.telemetry.sockets)
     return Server(
         uvicorn.Config(
             node.app,
             loop="uvloop",
             http=HttpProtocol,
-            ws=WebSocketProtocol,
+            ws=protocol,
             ws_max_size=MAX_CLIENT_FRAME_BYTES,
             ws_ping_interval=PING_INTERVAL_S,
             ws_ping_timeout=PING_TIMEOUT_S,
@@ -163,9 +167,10 @@ async def serve_node(
     *,
     drain_s: float,
     requires: Collection[str],
+    tracer: Tracer = UNTRACED,
 ) -> None:
     """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
-    node = Node(bus, archive, limits, requires=requires)
+    node = Node(bus, archive, limits, requires=requires, tracer=tracer)
     server = create_server(node, drain_s)
     on_stop(server.stop)
     async with asyncio.TaskGroup() as group:

@@ -11,6 +11,7 @@ from gateway.bus.runs import RedisRuns
 from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import RedisSessions
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, CallTracer
 
 
 class Bus:
@@ -23,6 +24,7 @@ class Bus:
         *,
         ack_replicas: int = 0,
         reconnects: Reconnects | None = None,
+        tracer: CallTracer = UNTRACED,
     ) -> None:
         """`client` comes from `connection.create_client`, with `reconnects`; the caller closes it.
 
@@ -31,7 +33,7 @@ class Bus:
         self.client = client
         self.reconnects = reconnects or Reconnects()
         self.limits = limits
-        self.scripts = Scripts(client)
+        self.scripts = Scripts(client, tracer)
         self.sessions = RedisSessions(self.scripts, limits, ack_replicas=ack_replicas)
         self.runs = RedisRuns(self.scripts, limits)
         self.directory = RedisDirectory(self.scripts)
