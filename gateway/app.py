@@ -42,6 +42,7 @@ from gateway.session.errors import CannotStart, Unavailable
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
+from gateway.session.queues import Queues
 from gateway.session.service import SessionService
 from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
@@ -183,6 +184,9 @@ class Node:
             clock=time.monotonic,
             report=report,
         )
+        self._queues = Queues(
+            dispatch=bus.runs.dispatch, queues=bus.queues, probe=telemetry.queues, report=report
+        )
         eraser = Eraser(history=archive.history, journal=bus.journal, endings=self._endings)
         self._hub = Hub(
             sessions=bus.sessions,
@@ -195,6 +199,7 @@ class Node:
             now_ms=now_ms,
             wheel=self._wheel,
             report=report,
+            on_run_cut=self._queues.over,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
             tracer=tracer,
         )
@@ -221,7 +226,7 @@ class Node:
         self._sweep = Sweep(
             deadlines=bus.deadlines,
             sessions=bus.sessions,
-            queue=bus.runs,
+            queue=self._queues,
             probe=telemetry,
             beat=self._beat,
             adopt=self._hub.take_home,
@@ -232,7 +237,7 @@ class Node:
         )
         service = SessionService(
             sessions=bus.sessions,
-            queue=bus.runs,
+            queue=self._queues,
             directory=bus.directory,
             hub=self._hub,
             endings=self._endings,
@@ -295,6 +300,7 @@ class Node:
             self._hub.run(),
             self._beat.run(),
             self._sweep.run(),
+            self._queues.run(),
             self._endings.run(),
             self._archiver.run(),
             self._archive.retention.run(),

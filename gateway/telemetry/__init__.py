@@ -6,6 +6,7 @@ handles     series bound once to their labels, which move aioprometheus' own sto
 exposition  the Prometheus text format, with every label value escaped
 metrics     `Telemetry`, the domain's probe
 services    the calls of services, with time and failures; the connections to Redis
+queues      what waits for the agents' workers, and who they are
 process     CPU, memory, files, the event loop's lag, log lines
 logs        loguru's lines and the standard library's, as JSON with ten keys, in one bounded stream
 ==========  =======================================================================================

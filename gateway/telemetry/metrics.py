@@ -25,6 +25,7 @@ from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.logs import Logs
 from gateway.telemetry.process import ProcessMetrics
+from gateway.telemetry.queues import QueueMetrics
 from gateway.telemetry.services import RedisMetrics, ServiceCalls
 from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
@@ -42,6 +43,7 @@ class Telemetry:
 
     Attributes:
         registry: aioprometheus' registry that holds the metrics; nothing is global.
+        queues: what waits for workers, and who they are.
         sockets: the probe of the node's WebSockets.
         http: of its HTTP requests.
     """
@@ -83,6 +85,7 @@ class Telemetry:
         self._by_service: dict[str, _ServiceMetrics] = {}
         self._archive = _ArchiveMetrics(self._series)
         self._redis = RedisMetrics(self._series)
+        self.queues = QueueMetrics(self._series, self._tenants.label, self._agents.label)
         self._process = ProcessMetrics(self._series, logs)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
@@ -152,7 +155,7 @@ class Telemetry:
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
         found = self._by_session.get(labels)
         if found is None:
-            found = SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
+            found = SessionMetrics(self._series, self._of_tenant(labels[0]), self.queues, *labels)
             self._by_session[labels] = found
             self._of_service(f"agent:{labels[1]}")
         return found
@@ -189,6 +192,7 @@ class Telemetry:
         """Brings up to date what is not moved inline; to be called before somebody looks."""
         self._series.remove_idle()
         self._archive.refresh()
+        self.queues.refresh()
         self._process.refresh()
 
     def render(self) -> tuple[bytes, str]:
