@@ -30,6 +30,11 @@ from support.little_archive import LittleArchive
 from support.little_bus import CountingProbe, LittleBus
 
 
+async def up() -> tuple[bytes, str]:
+    """The metrics."""
+    return b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"
+
+
 class Node:
     """The edges, composed as the gateway composes them."""
 
@@ -105,7 +110,7 @@ class Node:
             ],
             operators=[
                 *metrics.routes(
-                    lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
+                    up,
                     lambda: {"n1": "127.0.0.1:8000"},
                 ),
                 *console.routes(self.overview),
