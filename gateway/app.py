@@ -22,16 +22,19 @@ from gateway.agents.worker import Worker
 from gateway.archive.archiver import Archiver
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.bus.connection import check_server, create_client
+from gateway.bus.connection import Reconnects, check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.connection import ConnectionLimits
 from gateway.edges.guard import LOOPBACK, Guard
+from gateway.edges.http_metrics import HttpMetrics
+from gateway.edges.principal import anonymous, counting
 from gateway.edges.problem import on_http_exception
 from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
+from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -43,6 +46,7 @@ from gateway.session.service import SessionService
 from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
+from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
 
 if TYPE_CHECKING:
@@ -79,14 +83,15 @@ async def open_bus(
     Raises:
         UnusableRedis: with one line for a person.
     """
-    client = create_client(url)
+    reconnects = Reconnects()
+    client = create_client(url, reconnects)
     try:
         replicas = await check_server(client, url)
         if replicas < ack_replicas:
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas, tracer=tracer)
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer)
     finally:
         await client.aclose()
 
@@ -144,6 +149,7 @@ class Node:
     Attributes:
         node_id: names this process among the nodes of the fleet, anew at each start.
         app: the ASGI application.
+        telemetry: what it counts.
     """
 
     def __init__(
@@ -162,7 +168,9 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._archive = archive
-        self._telemetry = telemetry = Telemetry(version=__version__)
+        self.telemetry = telemetry = Telemetry(
+            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
+        )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
         bus.scripts.probe = telemetry.service("redis")
@@ -236,10 +244,12 @@ class Node:
             now_ms=now_ms,
             tracer=tracer,
         )
+        authenticate = counting(anonymous, telemetry.auth_failed)
         self._edge = websocket.WebSocketEdge(
             service=service,
             hub=self._hub,
             probe=telemetry,
+            sockets=telemetry.sockets,
             wheel=self._wheel,
             clock=time.monotonic,
             limits=ConnectionLimits(
@@ -247,6 +257,7 @@ class Node:
                 stall_timeout_s=limits.stall_timeout_s,
                 resume_ttl_s=limits.session_ttl_s,
             ),
+            authenticate=authenticate,
             tracer=tracer,
         )
         self._readiness = health.Readiness(
@@ -264,12 +275,13 @@ class Node:
         self.app = Starlette(
             routes=[
                 *websocket.routes(self._edge),
-                *api_routes(api, version=__version__),
+                *api_routes(api, version=__version__, authenticate=authenticate),
                 *health.routes(self._readiness),
                 *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
             middleware=[
+                Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
                 Middleware(Traced, tracer=tracer),
                 Middleware(Guard, allowed_hosts=LOOPBACK),
             ],
@@ -288,6 +300,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
+            self.telemetry.watch_loop(),
         ]
 
     @property
@@ -300,7 +313,7 @@ class Node:
         clients away, spread over time and between runs. After the window comes `evacuate`.
         """
         self._readiness.draining = True
-        self._telemetry.draining()
+        self.telemetry.draining()
         self._hub.drain()
         if window_s:
             self._edge.drain(min(SPREAD_S, window_s / 2))
@@ -322,8 +335,16 @@ class Node:
         self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
-        self._telemetry.outbound(*self._edge.outbound())
-        return self._telemetry.render()
+        bus = self._bus
+        self._hub.breakers.look()
+        self.telemetry.outbound(*self._edge.outbound())
+        self.telemetry.redis(
+            commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
+            pubsub_up=bus.notices.up,
+            reconnects=bus.reconnects.count,
+            subscriber_reconnects=bus.notices.reconnects,
+        )
+        return self.telemetry.render()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -133,12 +134,14 @@ class Server(uvicorn.Server):
 
 def create_server(node: Node, drain_s: float) -> Server:
     """A server for the node, to be given a bound socket."""
+    # uvicorn calls it, but wants to see a class.
+    protocol: Any = partial(WebSocketProtocol, probe=node.telemetry.sockets)
     return Server(
         uvicorn.Config(
             node.app,
             loop="uvloop",
             http=HttpProtocol,
-            ws=WebSocketProtocol,
+            ws=protocol,
             ws_max_size=MAX_CLIENT_FRAME_BYTES,
             ws_ping_interval=PING_INTERVAL_S,
             ws_ping_timeout=PING_TIMEOUT_S,

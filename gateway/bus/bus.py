@@ -1,6 +1,6 @@
 """All parts of the bus on one client."""
 
-from gateway.bus.connection import Client
+from gateway.bus.connection import Client, Reconnects
 from gateway.bus.deadlines import RedisDeadlines
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.erasure import RedisErasure
@@ -23,13 +23,15 @@ class Bus:
         limits: Limits,
         *,
         ack_replicas: int = 0,
+        reconnects: Reconnects | None = None,
         tracer: CallTracer = UNTRACED,
     ) -> None:
-        """`client` comes from `connection.create_client`; the caller closes it.
+        """`client` comes from `connection.create_client`, with `reconnects`; the caller closes it.
 
         What clients are told to be accepted, `ack_replicas` replicas have confirmed.
         """
         self.client = client
+        self.reconnects = reconnects or Reconnects()
         self.limits = limits
         self.scripts = Scripts(client, tracer)
         self.sessions = RedisSessions(self.scripts, limits, ack_replicas=ack_replicas)

@@ -12,7 +12,7 @@ from gateway.edges.problem import problem
 from gateway.session.errors import Refused
 from gateway.session.hub import Hub
 from gateway.session.ports import Clock
-from gateway.session.probe import Probe
+from gateway.session.probe import Probe, SocketProbe
 from gateway.session.service import SessionService
 from gateway.session.tracing import UNTRACED, Tracer
 from gateway.session.wheel import Wheel
@@ -36,6 +36,7 @@ class WebSocketEdge:
         service: SessionService,
         hub: Hub,
         probe: Probe,
+        sockets: SocketProbe,
         wheel: Wheel,
         clock: Clock,
         limits: ConnectionLimits | None = None,
@@ -46,6 +47,7 @@ class WebSocketEdge:
             service=service,
             hub=hub,
             probe=probe,
+            sockets=sockets,
             wheel=wheel,
             clock=clock,
             limits=limits or ConnectionLimits(),

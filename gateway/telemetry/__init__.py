@@ -1,11 +1,12 @@
-"""Telemetry: metrics, traces and logs. The domain says one verb per fact; what that moves stands here.
+"""Telemetry: metrics, traces, logs. The domain says one verb per fact; what that moves stands here.
 
 ==========  =======================================================================================
 catalogue   every metric: name, labels, meaning, buckets; nothing else names a metric
 handles     series bound once to their labels, which move aioprometheus' own store directly
 exposition  the Prometheus text format, with every label value escaped
 metrics     `Telemetry`, the domain's probe
-services    the calls of services, with time and failures
+services    the calls of services, with time and failures; the connections to Redis
+process     CPU, memory, files, the event loop's lag, log lines
 tracing     where traces go: OpenTelemetry's exporter, when one is wanted
 spans       the domain's tracers: what each span is called and says
 logs        loguru's lines and the standard library's, as JSON with ten keys, in one bounded stream

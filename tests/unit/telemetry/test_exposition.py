@@ -97,7 +97,9 @@ def test_promtool_accepts_hostile_label_values():
         telemetry.connection_opened(value)
         session = telemetry.session(value, value)
         session.tokens(1, 2)
-        session.run_ended("assistant", 0.3)
+        session.run_ended("X", "assistant", "no such code", "run", 1.0, 0.3)
+        telemetry.message_failed(value, "user", value)
+        telemetry.http.served(value, value, 200, 0.1)
     text, _ = telemetry.render()
     command = [promtool, "check", "metrics"]
     run = subprocess.run(command, input=text, capture_output=True, check=False)
