@@ -76,11 +76,11 @@ async def test_every_series_says_what_happened(stack: Stack) -> None:
     books.note("sessions_capacity", 7)
     async with httpx.AsyncClient(base_url=stack.url, headers=TENANT, timeout=30) as http:
         before = flow((await http.get("/metrics")).text)
-        slow = asyncio.create_task(timed_out(stack, books))
-        await conversation(stack, books)
-        await by_http(stack, books, http)
-        await refused(stack, books)
-        await slow
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(timed_out(stack, books))
+            await conversation(stack, books)
+            await by_http(stack, books, http)
+            await refused(stack, books)
         async with asyncio.timeout(20):
             while True:  # what follows a closed socket takes its time
                 found = flow((await http.get("/metrics")).text)
