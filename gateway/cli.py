@@ -353,6 +353,7 @@ def _settings(**overrides: Any) -> tuple[Settings, Limits]:
 def _start(settings: Settings, main_task: _Main, *, answers: bool = False) -> None:
     """Runs a process to its end. A foreseen fault is one line and exit code 1."""
     import uvloop
+    from loguru import logger
 
     from gateway.telemetry.logs import configure_logging
 
@@ -364,6 +365,11 @@ def _start(settings: Settings, main_task: _Main, *, answers: bool = False) -> No
         uvloop.run(main_task())
     except CannotStart as error:
         failure = str(error)
+    except (typer.Exit, KeyboardInterrupt):
+        raise
+    except Exception as error:  # noqa: BLE001 - a log line like all others, not a stack on stderr
+        logger.opt(exception=error).critical("the process failed")
+        raise typer.Exit(1) from None
     finally:
         logs.close()
     if failure:

@@ -58,7 +58,7 @@ class Connection:
     def __init__(self, edge: Edge, scope: Scope, receive: Receive) -> None:
         limits = edge.limits
         self._edge = edge
-        self._scope = scope
+        self._headers = Headers(scope=scope)
         self._receive = receive
         self._socket: WebSocketProtocol = scope["extensions"][EXTENSION]["socket"]
         self._outbox = Outbox(self._flush_soon, limits.outbox_bytes)
@@ -229,11 +229,10 @@ class Connection:
             case Ping():
                 self._outbox.put(encode(Pong(frame.t)))
             case Open():
-                headers = Headers(scope=self._scope)
-                within = frame.traceparent or headers.get("traceparent", "")
+                within = frame.traceparent or self._headers.get("traceparent", "")
                 with self._edge.tracer.connecting(within) as span:
                     self._traceparent = span.traceparent
-                    await self._open(frame, headers, started)
+                    await self._open(frame, started)
                 self._context = copy_context()
             case Close():
                 await self._close(frame)
@@ -244,11 +243,11 @@ class Connection:
             case _:
                 assert_never(frame)
 
-    async def _open(self, frame: Open, headers: Headers, started: float) -> None:
+    async def _open(self, frame: Open, started: float) -> None:
         self._open_timer.cancel()
         edge, limits = self._edge, self._edge.limits
-        self._exit.enter_context(log_context(request_id=request_id(headers)))
-        who = edge.authenticate(headers, frame.token)
+        self._exit.enter_context(log_context(request_id=request_id(self._headers)))
+        who = edge.authenticate(self._headers, frame.token)
         self._tenant = who.tenant
         self._exit.enter_context(log_context(tenant_id=who.tenant))
         if (frame.agent is None) == (frame.session_id is None):
