@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import msgspec
 from loguru import logger
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from gateway import __version__
@@ -24,14 +24,13 @@ from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.bus.connection import Reconnects, check_server, create_client
 from gateway.bus.embedded import embedded_server
-from gateway.edges import health, metrics, pages, websocket
+from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
+from gateway.edges.applications import compose
 from gateway.edges.connection import ConnectionLimits
-from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
-from gateway.edges.problem import on_http_exception
 from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
 from gateway.session.breaker import BreakerState
@@ -39,6 +38,7 @@ from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
 from gateway.session.errors import CannotStart, Unavailable
+from gateway.session.fleet import Fleet
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
@@ -46,8 +46,10 @@ from gateway.session.service import SessionService
 from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
+from gateway.telemetry.console import Console
 from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
+from gateway.telemetry.recorder import Recorder
 
 if TYPE_CHECKING:
     from gateway.archive.archive import Archive
@@ -91,9 +93,7 @@ async def open_bus(
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(
-            client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer
-        )
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer)
     finally:
         await client.aclose()
 
@@ -152,6 +152,7 @@ class Node:
         node_id: names this process among the nodes of the fleet, anew at each start.
         app: the ASGI application.
         telemetry: what it counts.
+        admin_app: that of the admin port, if the node has one: metrics and console are on it alone.
     """
 
     def __init__(
@@ -162,10 +163,13 @@ class Node:
         *,
         requires: Collection[str] = ("redis", "database"),
         tracer: Tracer = UNTRACED,
+        url: str = "",
+        admin_url: str | None = None,
     ) -> None:
         """`bus` and `archive` stay the caller's.
 
-        The node is ready while what it `requires` is well.
+        The node is ready while what it `requires` is well. It tells the fleet that it serves `url`,
+        and `admin_url` where it has an admin port.
         """
         self.node_id = uuid7(now_ms())
         self._bus = bus
@@ -265,6 +269,24 @@ class Node:
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
         )
+        self._recorder = recorder = Recorder(
+            telemetry.registry,
+            node=self.node_id,
+            url=url,
+            address=urlsplit(admin_url or url).netloc,
+            version=__version__,
+            checks=lambda: self._readiness.checks,
+            now_ms=now_ms,
+        )
+        self._fleet = Fleet(
+            announcements=bus.announcements,
+            node=self.node_id,
+            address=recorder.address,
+            summary=lambda: msgspec.json.encode(recorder.summary()),
+            clock=time.monotonic,
+            report=report,
+        )
+        overview = Console(self._fleet, recorder.summary, time.monotonic)
         api = Parts(
             service=service,
             sessions=bus.sessions,
@@ -274,20 +296,22 @@ class Node:
             clock=time.monotonic,
             now_ms=now_ms,
         )
-        self.app = Starlette(
-            routes=[
+        self.app, self.admin_app = compose(
+            clients=[
                 *websocket.routes(self._edge),
                 *api_routes(api, version=__version__, authenticate=authenticate),
-                *health.routes(self._readiness),
-                *metrics.routes(self._render_metrics),
                 *pages.routes(),
             ],
+            operators=[
+                *metrics.routes(self._render_metrics, lambda: self._fleet.addresses),
+                *console.routes(overview.state),
+            ],
+            probes=health.routes(self._readiness),
+            admin_port=admin_url is not None,
             middleware=[
                 Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
                 Middleware(Traced, tracer=tracer),
-                Middleware(Guard, allowed_hosts=LOOPBACK),
             ],
-            exception_handlers={HTTPException: on_http_exception},
         )
 
     def background(self) -> list[Coroutine[Any, Any, None]]:
@@ -303,6 +327,8 @@ class Node:
             self._wheel.run(),
             self._readiness.run(),
             self.telemetry.watch_loop(),
+            self._recorder.run(),
+            self._fleet.run(),
         ]
 
     @property

@@ -54,6 +54,9 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(validation_alias="GATEWAY_HOST")] = "127.0.0.1"
     port: Annotated[int, Field(validation_alias="GATEWAY_PORT", ge=0, le=65535)] = 8000
+    admin_port: Annotated[
+        int | None, Field(validation_alias="GATEWAY_ADMIN_PORT", ge=0, le=65535)
+    ] = None
     data_dir: Annotated[Path, Field(validation_alias="GATEWAY_DATA_DIR")] = Path(".nooble")
     redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
     database_url: Annotated[str | None, Field(validation_alias="DATABASE_URL")] = None
@@ -81,10 +84,10 @@ class Settings(BaseSettings):
         Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
     ] = "auto"
 
-    @field_validator("database_url", "otlp_endpoint", mode="before")
+    @field_validator("database_url", "otlp_endpoint", "admin_port", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
-        return value or None
+        return None if value == "" else value
 
     @field_validator("otlp_endpoint")
     @classmethod

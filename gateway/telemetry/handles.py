@@ -90,6 +90,11 @@ class BoundHistogram(StoredHistogram):
         self.sum += value
 
     @property
+    def counts(self) -> list[int]:
+        """How many values fell into each bucket, and in none of those before it."""
+        return self._counts
+
+    @property
     def buckets(self) -> dict[float, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """How many values were at most each bound."""
         bounds = (*self._bounds, float("inf"))
