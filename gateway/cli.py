@@ -2,12 +2,11 @@
 
 import asyncio
 import gc
-import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -16,10 +15,6 @@ from gateway import __version__
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 from gateway.settings import Settings, load_settings
-
-DEMO_AGENT = "gateway.agents.demo:agent"
-_DEMO_GRACE_S = 1.0  # nobody can see an answer any more when the gateway has stopped
-_CHILD_STOP_TIMEOUT_S = 10.0
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +31,10 @@ app.add_typer(archive, name="archive")
 _Main = Callable[[], Coroutine[Any, Any, None]]
 Host = Annotated[str | None, typer.Option(help="Address to serve.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port to serve.", show_default="8000")]
+AdminPort = Annotated[
+    int | None,
+    typer.Option(help="Port for metrics and console alone.", show_default="the same"),
+]
 
 
 @app.callback()
@@ -51,16 +50,16 @@ def main_options(
 
 
 @app.command()
-def run(host: Host = None, port: Port = None) -> None:
+def run(host: Host = None, port: Port = None, admin_port: AdminPort = None) -> None:
     """All in one process tree, for development: Redis, the demo agent, the gateway, its page."""
-    settings, limits = _settings(host=host, port=port)
+    settings, limits = _settings(host=host, port=port, admin_port=admin_port)
     _start(settings, lambda: _node(settings, limits, with_demo=True))
 
 
 @app.command()
-def serve(host: Host = None, port: Port = None) -> None:
+def serve(host: Host = None, port: Port = None, admin_port: AdminPort = None) -> None:
     """One gateway node. Agents are served by `gateway worker`."""
-    settings, limits = _settings(host=host, port=port)
+    settings, limits = _settings(host=host, port=port, admin_port=admin_port)
     _start(settings, lambda: _node(settings, limits, with_demo=False))
 
 
@@ -244,16 +243,25 @@ class _Stopper:
 
 async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
     from gateway.app import open_archive, open_bus, redis_url
+    from gateway.demo_worker import DemoWorker
     from gateway.server import bind, serve_node, url_of
+    from gateway.telemetry.tracing import open_tracer
 
     stopper = _Stopper()
     stopper.install()
-    listener = bind(settings.host, settings.port)
-    with listener:
+    with (
+        ExitStack() as sockets,
+        open_tracer(settings.otlp_endpoint, version=__version__) as tracer,
+    ):
+        listener = sockets.enter_context(bind(settings.host, settings.port))
+        admin = None
+        if settings.admin_port is not None:
+            admin = bind(settings.host, settings.admin_port, variable="GATEWAY_ADMIN_PORT")
+            sockets.enter_context(admin)
         async with (
             redis_url(settings) as url,
-            open_bus(url, limits, ack_replicas=settings.ack_replicas) as bus,
-            open_archive(settings, limits) as history,
+            open_bus(url, limits, ack_replicas=settings.ack_replicas, tracer=tracer) as bus,
+            open_archive(settings, limits, tracer=tracer) as history,
         ):
 
             def serving(drain_s: float) -> Coroutine[Any, Any, None]:
@@ -265,17 +273,23 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
                     stopper.on_stop,
                     drain_s=drain_s,
                     requires=settings.readiness_requires,
+                    tracer=tracer,
+                    admin=admin,
                 )
 
             if not with_demo:
                 await serving(settings.drain_s)
                 return
-            demo = _DemoWorker(url)
+            demo = DemoWorker(url)
             demo.start()
             try:
                 async with asyncio.TaskGroup() as group:
                     watching = group.create_task(demo.watch())
-                    typer.echo(f"chat at {url_of(listener)} - Ctrl-C ends everything", err=True)
+                    chat_at, console_at = url_of(listener), f"{url_of(admin or listener)}/console"
+                    typer.echo(
+                        f"chat at {chat_at}, console at {console_at} - Ctrl-C ends everything",
+                        err=True,
+                    )
                     # There is no other node to go to.
                     await serving(0)
                     watching.cancel()
@@ -294,14 +308,24 @@ async def _worker(
 ) -> None:
     from gateway.agents.loading import load_agent
     from gateway.app import open_bus, redis_url, serve_agent
+    from gateway.telemetry.tracing import open_tracer
 
     stopper = _Stopper()
     stopper.install()
     agent = load_agent(place)
     if with_parent:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone, stopper)
-    async with redis_url(settings) as url, open_bus(url, limits) as bus:
-        await serve_agent(bus, limits, agent, slots=slots, grace_s=grace_s, on_stop=stopper.on_stop)
+    with open_tracer(settings.otlp_endpoint, version=__version__) as tracer:
+        async with redis_url(settings) as url, open_bus(url, limits, tracer=tracer) as bus:
+            await serve_agent(
+                bus,
+                limits,
+                agent,
+                slots=slots,
+                grace_s=grace_s,
+                on_stop=stopper.on_stop,
+                tracer=tracer,
+            )
 
 
 async def _migrate(settings: Settings, to: str) -> None:
@@ -321,51 +345,6 @@ async def _migrate(settings: Settings, to: str) -> None:
 def _parent_is_gone(stopper: _Stopper) -> None:
     asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
     stopper.ask()
-
-
-class _DemoWorker:
-    """The demo agent's worker, a child that ends with us however we end."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "gateway.cli", "worker", DEMO_AGENT, "--with-parent"]
-        command += ["--grace", str(_DEMO_GRACE_S)]
-        # A session of its own, so that Ctrl-C reaches us first. Its standard input is a pipe that
-        # nobody writes to: when it ends, we are gone.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            env={**os.environ, "REDIS_URL": self._url},
-            start_new_session=True,
-        )
-
-    async def watch(self) -> None:
-        """Starts it again when it dies."""
-        while True:
-            await asyncio.sleep(0.5)
-            if self._process is not None and self._process.poll() is not None:
-                from loguru import logger
-
-                logger.bind(exit_code=self._process.returncode).error("the demo worker has ended")
-                await asyncio.sleep(1.0)
-                self.start()
-
-    async def stop(self) -> None:
-        """Lets it finish its runs."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            await asyncio.to_thread(process.wait, _CHILD_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
 
 
 def _settings(**overrides: Any) -> tuple[Settings, Limits]:

@@ -4,12 +4,14 @@ import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Generator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 from loguru import logger
+from starlette.types import ASGIApp
 
 from gateway.app import Node
 from gateway.archive.archive import Archive
@@ -18,6 +20,7 @@ from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, Tracer
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
 
 PING_INTERVAL_S = 25.0
@@ -50,11 +53,12 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]
     return family, address
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, variable: str = "GATEWAY_PORT") -> socket.socket:
     """A listening socket on a loopback address; port 0 takes any free one.
 
     Raises:
-        CannotListen: when the address is not loopback, busy or not permitted.
+        CannotListen: when the address is not loopback, busy or not permitted; `variable` names the
+            port there.
     """
     family, address = resolve(host, port)
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -64,9 +68,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
+        option = variable.removeprefix("GATEWAY_").replace("_", "-").lower()
         raise CannotListen(
-            f"GATEWAY_HOST={host}, GATEWAY_PORT={port}: cannot be served ({error.strerror});"
-            " another port: --port"
+            f"GATEWAY_HOST={host}, {variable}={port}: cannot be served ({error.strerror});"
+            f" another port: --{option}"
         ) from None
     return listener
 
@@ -130,28 +135,52 @@ class Server(uvicorn.Server):
         return self._exits_at is not None and now >= self._exits_at
 
 
+class _AdminServer(uvicorn.Server):
+    """The server of the admin port, in the same process and loop: it ends when the other has."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leaves the signals alone."""
+        yield
+
+
+def _config(app: ASGIApp, protocol: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=HttpProtocol,
+        ws=protocol,
+        ws_max_size=MAX_CLIENT_FRAME_BYTES,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+    )
+
+
 def create_server(node: Node, drain_s: float) -> Server:
     """A server for the node, to be given a bound socket."""
-    return Server(
-        uvicorn.Config(
-            node.app,
-            loop="uvloop",
-            http=HttpProtocol,
-            ws=WebSocketProtocol,
-            ws_max_size=MAX_CLIENT_FRAME_BYTES,
-            ws_ping_interval=PING_INTERVAL_S,
-            ws_ping_timeout=PING_TIMEOUT_S,
-            ws_per_message_deflate=False,
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-        ),
-        node,
-        drain_s,
-    )
+    # uvicorn calls it, but wants to see a class.
+    protocol: Any = partial(WebSocketProtocol, probe=node.telemetry.sockets)
+    return Server(_config(node.app, protocol), node, drain_s)
+
+
+@asynccontextmanager
+async def _serving_admin(node: Node, listener: socket.socket | None) -> AsyncGenerator[None]:
+    """The admin port, where there is one; until the very end, so that it shows the draining too."""
+    if listener is None or node.admin_app is None:
+        yield
+        return
+    server = _AdminServer(_config(node.admin_app, "none"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(server.serve(sockets=[listener]))
+        yield
+        server.should_exit = True
 
 
 async def serve_node(
@@ -163,16 +192,28 @@ async def serve_node(
     *,
     drain_s: float,
     requires: Collection[str],
+    admin: socket.socket | None = None,
+    tracer: Tracer = UNTRACED,
 ) -> None:
-    """Serves a node until it is told to stop; `on_stop` is handed the function that does so."""
-    node = Node(bus, archive, limits, requires=requires)
+    """Serves a node until it is told to stop; `on_stop` is handed the function that does so.
+
+    With an `admin` listener, metrics and console are there alone.
+    """
+    url = url_of(listener)
+    admin_url = None if admin is None else url_of(admin)
+    node = Node(
+        bus, archive, limits, requires=requires, url=url, admin_url=admin_url, tracer=tracer
+    )
     server = create_server(node, drain_s)
     on_stop(server.stop)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(part) for part in node.background()]
-        logger.bind(url=url_of(listener), node=node.node_id).info("gateway is ready")
-        await server.serve(sockets=[listener])
-        await node.leave()
+        async with _serving_admin(node, admin):
+            logger.bind(url=url, console=f"{admin_url or url}/console", node=node.node_id).info(
+                "gateway is ready"
+            )
+            await server.serve(sockets=[listener])
+            await node.leave()
         for task in tasks:
             task.cancel()
     logger.info("gateway has stopped")

@@ -7,8 +7,10 @@ socket         what uvicorn's WebSocket protocol lacks: ending a socket whose pe
 http_protocol  what uvicorn's HTTP protocol lacks: bounds on what is not body
 api            `/api/v1`: sessions, messages, agents, usage; and `/openapi.json`
 health         `/health/liveness`, `/health/readiness`
-metrics        `/metrics`
-pages          `/`, `/web/...`: the chat page
+metrics        `/metrics`, `/metrics/targets`
+console        `/console`: the fleet at a glance
+pages          `/`, `/web/...`: the chat page, and the files of all pages
+applications   the routes of all edges as the applications of the two ports
 guard          refuses requests that another site makes a browser send
 principal      who speaks
 problem        refusals as RFC 9457 problem documents

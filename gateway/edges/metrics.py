@@ -1,17 +1,36 @@
-"""`/metrics`: Prometheus text."""
+"""`/metrics`: Prometheus text. `/metrics/targets`: where all nodes show theirs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.edges.principal import for_administrators
 
-def routes(render: Callable[[], tuple[bytes, str]]) -> list[Route]:
-    """`render` answers the exposition and its content type; it does no I/O."""
+_NOT_KEPT = {"Cache-Control": "no-store"}
+
+
+def routes(
+    render: Callable[[], tuple[bytes, str]], addresses: Callable[[], Mapping[str, str]]
+) -> list[Route]:
+    """`render` answers the exposition and its content type, `addresses` host and port of each node
+    by its id; they do no I/O.
+    """
 
     async def metrics(_request: Request) -> Response:
         body, content_type = render()
-        return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+        return Response(body, headers={"Content-Type": content_type, **_NOT_KEPT})
 
-    return [Route("/metrics", metrics)]
+    # https://prometheus.io/docs/prometheus/latest/http_sd/
+    async def targets(_request: Request) -> Response:
+        found = [
+            {"targets": [address], "labels": {"__meta_nooble_node": node}}
+            for node, address in sorted(addresses().items(), key=lambda item: item[1])
+        ]
+        return JSONResponse(found, headers=_NOT_KEPT)
+
+    return [
+        Route("/metrics", for_administrators(metrics)),
+        Route("/metrics/targets", for_administrators(targets)),
+    ]

@@ -1,4 +1,4 @@
-"""`/` and `/web/...`: the chat page. Nothing from elsewhere is loaded, and no page frames it."""
+"""`/` and `/web/...`: pages. Nothing from elsewhere is loaded, and no other page frames them."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from gateway.edges.problem import Handler
 
 _DIRECTORY = Path(__file__).parent.parent / "web"
 
@@ -50,11 +52,21 @@ class _Files(StaticFiles):
         return response
 
 
-def routes(directory: Path = _DIRECTORY) -> list[BaseRoute]:
-    """The chat page and its files."""
-    files = _Files(directory=directory)
+def page(name: str) -> Handler:
+    """Answers one page."""
+    found = _Files(directory=_DIRECTORY)
 
-    async def index(request: Request) -> Response:
-        return await files.get_response("index.html", request.scope)
+    async def handle(request: Request) -> Response:
+        return await found.get_response(name, request.scope)
 
-    return [Route("/", index), Mount("/web", files)]
+    return handle
+
+
+def routes() -> list[BaseRoute]:
+    """The chat page."""
+    return [Route("/", page("index.html"))]
+
+
+def files() -> list[BaseRoute]:
+    """What the pages load."""
+    return [Mount("/web", _Files(directory=_DIRECTORY))]

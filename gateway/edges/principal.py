@@ -1,12 +1,17 @@
 """Who speaks. Without authentication: `anonymous`, of the tenant that the request names."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 
+from gateway.edges.problem import Handler, problem
 from gateway.session.errors import Refused
 from gateway.session.model import Principal
+from gateway.session.probe import AuthFailure
 from protocol.codes import ErrorCode
 
 TENANT_HEADER = "X-Tenant-ID"
@@ -17,6 +22,24 @@ Authenticate = Callable[[Headers, str | None], Principal]
 
 Raises `Refused` with `forbidden` or `unauthenticated`.
 """
+
+
+def counting(authenticate: Authenticate, failed: Callable[[AuthFailure], None]) -> Authenticate:
+    """The same; `failed` hears why somebody may not be served."""
+
+    def ask(headers: Headers, token: str | None) -> Principal:
+        try:
+            return authenticate(headers, token)
+        except Refused as refused:
+            if refused.param == TENANT_HEADER:
+                failed("bad_tenant")
+            elif refused.code == ErrorCode.UNAUTHENTICATED:
+                failed("unauthenticated")
+            else:
+                failed("forbidden")
+            raise
+
+    return ask
 
 
 def anonymous(headers: Headers, token: str | None = None) -> Principal:
@@ -36,3 +59,22 @@ def anonymous(headers: Headers, token: str | None = None) -> Principal:
             param=TENANT_HEADER,
         )
     return Principal(tenant, "anonymous")
+
+
+def for_administrators(handler: Handler) -> Handler:
+    """The handler of what concerns all tenants, which only an administrator may see.
+
+    That is decided here and nowhere else: without authentication, whoever comes from this machine.
+    """
+
+    async def handle(request: Request) -> Response:
+        host = request.client.host if request.client is not None else ""
+        try:
+            known = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            known = False
+        if not known:
+            return problem(Refused(ErrorCode.FORBIDDEN, "for administrators of the gateway only"))
+        return await handler(request)
+
+    return handle

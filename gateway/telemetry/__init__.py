@@ -5,7 +5,12 @@ catalogue   every metric: name, labels, meaning, buckets; nothing else names a m
 handles     series bound once to their labels, which move aioprometheus' own store directly
 exposition  the Prometheus text format, with every label value escaped
 metrics     `Telemetry`, the domain's probe
-services    the calls of services, with time and failures
+reading     reads the metrics back, as sums over their series
+recorder    what a node's metrics were in the last minutes, and what it says of itself
+overview    what the nodes say of themselves, as one picture of the fleet
+console     that picture as JSON, made at most once a second
+services    the calls of services, with time and failures; the connections to Redis
+process     CPU, memory, files, the event loop's lag, log lines
 logs        loguru's lines and the standard library's, as JSON with ten keys, in one bounded stream
 ==========  =======================================================================================
 """

@@ -46,6 +46,11 @@ class BoundCounter:
         store, key = self._store, self._key
         store[key] = store.get(key, 0) + amount
 
+    def reach(self, total: float) -> None:
+        """Takes over a count that is kept elsewhere; one that is less changes nothing."""
+        store, key = self._store, self._key
+        store[key] = max(total, store.get(key, 0))
+
 
 class BoundGauge:
     """One series of a gauge."""
@@ -83,6 +88,11 @@ class BoundHistogram(StoredHistogram):
         """Counts one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
+
+    @property
+    def counts(self) -> list[int]:
+        """How many values fell into each bucket, and in none of those before it."""
+        return self._counts
 
     @property
     def buckets(self) -> dict[float, int]:  # pyright: ignore[reportIncompatibleVariableOverride]

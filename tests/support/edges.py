@@ -6,23 +6,20 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import msgspec
 import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from gateway.edges import health, metrics, pages, websocket
+from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
+from gateway.edges.applications import Applications, compose
 from gateway.edges.connection import ConnectionLimits
-from gateway.edges.guard import LOOPBACK, Guard
 from gateway.edges.http_protocol import HttpProtocol
-from gateway.edges.problem import on_http_exception
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -88,24 +85,38 @@ class Node:
             service=service,
             hub=self.hub,
             probe=self.probe,
+            sockets=self.probe,
             wheel=self.wheel,
             clock=time.monotonic,
             limits=limits,
         )
         self.readiness = health.Readiness({"redis": self.ping}, interval_s=0.01)
-        self.app = Starlette(
-            routes=[
-                *websocket.routes(self.edge),
-                *api_routes(self.parts, version="1.2.3"),
-                *health.routes(self.readiness),
-                *metrics.routes(lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8")),
-                *pages.routes(),
-            ],
-            middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
-            exception_handlers={HTTPException: on_http_exception},
-        )
+        self.app, _ = self.compose(admin_port=False)
         self.port = 0
         self.server: uvicorn.Server | None = None
+
+    def compose(self, *, admin_port: bool) -> Applications:
+        """The applications of the node."""
+        return compose(
+            clients=[
+                *websocket.routes(self.edge),
+                *api_routes(self.parts, version="1.2.3"),
+                *pages.routes(),
+            ],
+            operators=[
+                *metrics.routes(
+                    lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
+                    lambda: {"n1": "127.0.0.1:8000"},
+                ),
+                *console.routes(self.overview),
+            ],
+            probes=health.routes(self.readiness),
+            admin_port=admin_port,
+            middleware=[],
+        )
+
+    async def overview(self) -> bytes:
+        return b"{}"
 
     def report(self, _message: str, error: Exception) -> None:
         self.errors.append(error)
@@ -137,7 +148,7 @@ async def serving(limits: ConnectionLimits | None = None, **options: object) -> 
             uvicorn.Config(
                 node.app,
                 http=HttpProtocol,
-                ws=WebSocketProtocol,
+                ws=partial(WebSocketProtocol, probe=node.probe),
                 ws_max_size=64 * 1024,
                 ws_per_message_deflate=False,
                 lifespan="off",

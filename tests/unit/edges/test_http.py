@@ -175,6 +175,58 @@ async def test_metrics(client):
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
+async def test_the_targets_of_prometheus(client):
+    """As its HTTP service discovery wants them."""
+    response = await client.get("/metrics/targets")
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == [
+        {"targets": ["127.0.0.1:8000"], "labels": {"__meta_nooble_node": "n1"}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "status"),
+    [
+        (("127.0.0.1", 1), 200),
+        (("127.9.9.9", 1), 200),
+        (("::1", 1), 200),
+        (("10.0.0.7", 1), 403),
+        (("2001:db8::1", 1), 403),
+        (("somebody", 1), 403),
+        (None, 403),
+    ],
+)
+async def test_what_concerns_all_tenants_is_for_administrators(node, peer, status):
+    """Guarantee 6: it names tenants. An `X-Forwarded-For` makes nobody an administrator."""
+    transport = httpx.ASGITransport(app=node.app, client=peer)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for path in ("/metrics", "/metrics/targets", "/console", "/console/state"):
+            response = await client.get(path, headers={"X-Forwarded-For": "127.0.0.1"})
+            assert response.status_code == status, path
+            if status == 403:
+                assert_problem(response, 403, "forbidden")
+
+
+async def test_with_an_admin_port_operators_have_it_to_themselves(node):
+    public, admin = node.compose(admin_port=True)
+    theirs = ("/metrics", "/metrics/targets", "/console", "/console/state")
+    found: dict[str, tuple[int, int]] = {}
+    for path in ("/", "/api/v1/agents", *theirs, "/health/liveness", "/web/style.css"):
+        statuses: list[int] = []
+        for app in (public, admin):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://[::1]") as client:
+                statuses.append((await client.get(path)).status_code)
+        found[path] = (statuses[0], statuses[1])
+    assert found == {
+        "/": (200, 404),
+        "/api/v1/agents": (200, 404),
+        **dict.fromkeys(theirs, (404, 200)),
+        "/health/liveness": (200, 200),
+        "/web/style.css": (200, 200),
+    }
+
+
 async def test_the_page_and_its_files(client):
     page = await client.get("/")
     assert page.status_code == 200
