@@ -116,6 +116,24 @@ def chat(
 
 
 @app.command()
+def top(
+    url: Annotated[
+        str, typer.Option(help="The gateway; its admin port, if it has one.", show_default="ours")
+    ] = "",
+    once: Annotated[bool, typer.Option("--once", help="One plain table, for scripts.")] = False,
+) -> None:
+    """Shows in the terminal how the fleet does."""
+    from gateway.top import run_top
+
+    settings, _ = _settings()
+    port = settings.admin_port or settings.port
+    try:
+        run_top(url or f"http://{settings.host}:{port}", once=once)
+    except CannotStart as error:
+        _fail(str(error))
+
+
+@app.command()
 def migrate(
     to: Annotated[
         str, typer.Option(help="A version to go up or down to; `base` removes all history.")
