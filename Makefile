@@ -11,7 +11,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage check fix mutants chaos loadtest clean
+.PHONY: help run test coverage check fix mutants chaos loadtest dashboards clean
 .NOTPARALLEL:
 
 PYTHON ?=
@@ -30,7 +30,7 @@ TESTS := $(VENV)/.installed-dev
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; do \
-	    printf '  make %-9s %s\n' "$$name" "$$what"; done
+	    printf '  make %-10s %s\n' "$$name" "$$what"; done
 
 run: $(RUNS) ## everything on http://127.0.0.1:8000: embedded Valkey, gateway, demo agent
 	@exec $(VENV)/bin/gateway run $(ARGS)
@@ -62,6 +62,9 @@ chaos: $(TESTS) ## kill, stop and cut off everything in turn while clients talk,
 
 loadtest: $(TESTS) ## chatting users (locust) on a gateway of its own; the report is loadtest.html
 	@$(PY) loadtests/run.py $(ARGS)
+
+dashboards: $(TESTS) ## make the Grafana dashboards of k8s/monitoring anew
+	@$(PY) k8s/monitoring/dashboards.py
 
 clean: ## remove .venv and what tools left behind
 	rm -rf $(VENV) dist htmlcov loadtest.html .coverage .coverage.* .hypothesis .pytest_cache .ruff_cache \

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from loguru import logger
+from starlette.middleware import Middleware
 
 from gateway import __version__
 from gateway.agents.sdk import Agent
@@ -21,14 +22,18 @@ from gateway.agents.worker import Worker
 from gateway.archive.archiver import Archiver
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.bus.connection import check_server, create_client
+from gateway.bus.connection import Reconnects, check_server, create_client
 from gateway.bus.embedded import embedded_server
 from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import compose
 from gateway.edges.connection import ConnectionLimits
+from gateway.edges.http_metrics import HttpMetrics
+from gateway.edges.principal import anonymous, counting
+from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
+from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -38,9 +43,11 @@ from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
 from gateway.session.wheel import Wheel
 from gateway.settings import Settings
 from gateway.telemetry.console import Console
+from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
 from gateway.telemetry.recorder import Recorder
 
@@ -70,20 +77,23 @@ async def redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def open_bus(url: str, limits: Limits, *, ack_replicas: int = 0) -> AsyncGenerator[Bus]:
+async def open_bus(
+    url: str, limits: Limits, *, ack_replicas: int = 0, tracer: CallTracer = UNTRACED
+) -> AsyncGenerator[Bus]:
     """A bus on a server that has been checked.
 
     Raises:
         UnusableRedis: with one line for a person.
     """
-    client = create_client(url)
+    reconnects = Reconnects()
+    client = create_client(url, reconnects)
     try:
         replicas = await check_server(client, url)
         if replicas < ack_replicas:
             logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
                 "Redis has fewer replicas than must confirm a message: all will be unavailable"
             )
-        yield Bus(client, limits, ack_replicas=ack_replicas)
+        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer)
     finally:
         await client.aclose()
 
@@ -109,7 +119,9 @@ def history_place(settings: Settings) -> str | Path:
 
 
 @asynccontextmanager
-async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Archive]":
+async def open_archive(
+    settings: Settings, limits: Limits, *, tracer: CallTracer = UNTRACED
+) -> "AsyncGenerator[Archive]":
     """The archive on its database, with the schema that is needed if it answers.
 
     Our own file is brought up to date, a configured database only when that is asked for, since
@@ -128,6 +140,7 @@ async def open_archive(settings: Settings, limits: Limits) -> "AsyncGenerator[Ar
         retention_days=settings.retention_days,
         retention_tenants=settings.retention_tenants,
         report=report,
+        tracer=tracer,
     ) as opened:
         yield opened
 
@@ -138,6 +151,7 @@ class Node:
     Attributes:
         node_id: names this process among the nodes of the fleet, anew at each start.
         app: the ASGI application.
+        telemetry: what it counts.
         admin_app: that of the admin port, if the node has one: metrics and console are on it alone.
     """
 
@@ -148,6 +162,7 @@ class Node:
         limits: Limits,
         *,
         requires: Collection[str] = ("redis", "database"),
+        tracer: Tracer = UNTRACED,
         url: str = "",
         admin_url: str | None = None,
     ) -> None:
@@ -159,7 +174,9 @@ class Node:
         self.node_id = uuid7(now_ms())
         self._bus = bus
         self._archive = archive
-        self._telemetry = telemetry = Telemetry(version=__version__)
+        self.telemetry = telemetry = Telemetry(
+            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
+        )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
         bus.scripts.probe = telemetry.service("redis")
@@ -185,6 +202,7 @@ class Node:
             wheel=self._wheel,
             report=report,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
+            tracer=tracer,
         )
         self._archiver = Archiver(
             journal=bus.journal,
@@ -230,11 +248,14 @@ class Node:
             journal=bus.journal,
             node=self.node_id,
             now_ms=now_ms,
+            tracer=tracer,
         )
+        authenticate = counting(anonymous, telemetry.auth_failed)
         self._edge = websocket.WebSocketEdge(
             service=service,
             hub=self._hub,
             probe=telemetry,
+            sockets=telemetry.sockets,
             wheel=self._wheel,
             clock=time.monotonic,
             limits=ConnectionLimits(
@@ -242,6 +263,8 @@ class Node:
                 stall_timeout_s=limits.stall_timeout_s,
                 resume_ttl_s=limits.session_ttl_s,
             ),
+            authenticate=authenticate,
+            tracer=tracer,
         )
         self._readiness = health.Readiness(
             {"redis": self._check_redis, "database": archive.database.check}, requires=requires
@@ -276,7 +299,7 @@ class Node:
         self.app, self.admin_app = compose(
             clients=[
                 *websocket.routes(self._edge),
-                *api_routes(api, version=__version__),
+                *api_routes(api, version=__version__, authenticate=authenticate),
                 *pages.routes(),
             ],
             operators=[
@@ -285,6 +308,10 @@ class Node:
             ],
             probes=health.routes(self._readiness),
             admin_port=admin_url is not None,
+            middleware=[
+                Middleware(HttpMetrics, served=telemetry.http.served, clock=time.monotonic),
+                Middleware(Traced, tracer=tracer),
+            ],
         )
 
     def background(self) -> list[Coroutine[Any, Any, None]]:
@@ -299,6 +326,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
+            self.telemetry.watch_loop(),
             self._recorder.run(),
             self._fleet.run(),
         ]
@@ -313,7 +341,7 @@ class Node:
         clients away, spread over time and between runs. After the window comes `evacuate`.
         """
         self._readiness.draining = True
-        self._telemetry.draining()
+        self.telemetry.draining()
         self._hub.drain()
         if window_s:
             self._edge.drain(min(SPREAD_S, window_s / 2))
@@ -335,8 +363,16 @@ class Node:
         self._archiver.heard(nodes)
 
     def _render_metrics(self) -> tuple[bytes, str]:
-        self._telemetry.outbound(*self._edge.outbound())
-        return self._telemetry.render()
+        bus = self._bus
+        self._hub.breakers.look()
+        self.telemetry.outbound(*self._edge.outbound())
+        self.telemetry.redis(
+            commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
+            pubsub_up=bus.notices.up,
+            reconnects=bus.reconnects.count,
+            subscriber_reconnects=bus.notices.reconnects,
+        )
+        return self.telemetry.render()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]
@@ -352,6 +388,7 @@ async def serve_agent(
     slots: int,
     grace_s: float,
     on_stop: Callable[[Callable[[], None]], None],
+    tracer: AgentTracer = UNTRACED,
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
     worker = Worker(
@@ -362,6 +399,7 @@ async def serve_agent(
         worker_id=uuid7(now_ms()),
         slots=slots,
         lease_s=limits.lease_s,
+        tracer=tracer,
     )
     asked = 0
 

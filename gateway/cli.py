@@ -259,10 +259,14 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
     from gateway.app import open_archive, open_bus, redis_url
     from gateway.demo_worker import DemoWorker
     from gateway.server import bind, serve_node, url_of
+    from gateway.telemetry.tracing import open_tracer
 
     stopper = _Stopper()
     stopper.install()
-    with ExitStack() as sockets:
+    with (
+        ExitStack() as sockets,
+        open_tracer(settings.otlp_endpoint, version=__version__) as tracer,
+    ):
         listener = sockets.enter_context(bind(settings.host, settings.port))
         admin = None
         if settings.admin_port is not None:
@@ -270,8 +274,8 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
             sockets.enter_context(admin)
         async with (
             redis_url(settings) as url,
-            open_bus(url, limits, ack_replicas=settings.ack_replicas) as bus,
-            open_archive(settings, limits) as history,
+            open_bus(url, limits, ack_replicas=settings.ack_replicas, tracer=tracer) as bus,
+            open_archive(settings, limits, tracer=tracer) as history,
         ):
 
             def serving(drain_s: float) -> Coroutine[Any, Any, None]:
@@ -283,6 +287,7 @@ async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
                     stopper.on_stop,
                     drain_s=drain_s,
                     requires=settings.readiness_requires,
+                    tracer=tracer,
                     admin=admin,
                 )
 
@@ -317,14 +322,24 @@ async def _worker(
 ) -> None:
     from gateway.agents.loading import load_agent
     from gateway.app import open_bus, redis_url, serve_agent
+    from gateway.telemetry.tracing import open_tracer
 
     stopper = _Stopper()
     stopper.install()
     agent = load_agent(place)
     if with_parent:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _parent_is_gone, stopper)
-    async with redis_url(settings) as url, open_bus(url, limits) as bus:
-        await serve_agent(bus, limits, agent, slots=slots, grace_s=grace_s, on_stop=stopper.on_stop)
+    with open_tracer(settings.otlp_endpoint, version=__version__) as tracer:
+        async with redis_url(settings) as url, open_bus(url, limits, tracer=tracer) as bus:
+            await serve_agent(
+                bus,
+                limits,
+                agent,
+                slots=slots,
+                grace_s=grace_s,
+                on_stop=stopper.on_stop,
+                tracer=tracer,
+            )
 
 
 async def _migrate(settings: Settings, to: str) -> None:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,7 @@ from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, Tracer
 from protocol.codec import MAX_CLIENT_FRAME_BYTES
 
 PING_INTERVAL_S = 25.0
@@ -142,12 +144,12 @@ class _AdminServer(uvicorn.Server):
         yield
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _config(app: ASGIApp, protocol: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
         http=HttpProtocol,
-        ws=WebSocketProtocol,
+        ws=protocol,
         ws_max_size=MAX_CLIENT_FRAME_BYTES,
         ws_ping_interval=PING_INTERVAL_S,
         ws_ping_timeout=PING_TIMEOUT_S,
@@ -163,7 +165,9 @@ def _config(app: ASGIApp) -> uvicorn.Config:
 
 def create_server(node: Node, drain_s: float) -> Server:
     """A server for the node, to be given a bound socket."""
-    return Server(_config(node.app), node, drain_s)
+    # uvicorn calls it, but wants to see a class.
+    protocol: Any = partial(WebSocketProtocol, probe=node.telemetry.sockets)
+    return Server(_config(node.app, protocol), node, drain_s)
 
 
 @asynccontextmanager
@@ -172,7 +176,7 @@ async def _serving_admin(node: Node, listener: socket.socket | None) -> AsyncGen
     if listener is None or node.admin_app is None:
         yield
         return
-    server = _AdminServer(_config(node.admin_app))
+    server = _AdminServer(_config(node.admin_app, "none"))
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
         yield
@@ -189,6 +193,7 @@ async def serve_node(
     drain_s: float,
     requires: Collection[str],
     admin: socket.socket | None = None,
+    tracer: Tracer = UNTRACED,
 ) -> None:
     """Serves a node until it is told to stop; `on_stop` is handed the function that does so.
 
@@ -196,7 +201,9 @@ async def serve_node(
     """
     url = url_of(listener)
     admin_url = None if admin is None else url_of(admin)
-    node = Node(bus, archive, limits, requires=requires, url=url, admin_url=admin_url)
+    node = Node(
+        bus, archive, limits, requires=requires, url=url, admin_url=admin_url, tracer=tracer
+    )
     server = create_server(node, drain_s)
     on_stop(server.stop)
     async with asyncio.TaskGroup() as group:

@@ -17,6 +17,7 @@ from gateway.session.model import Limits
 LIMIT_PREFIX = "GATEWAY_LIMIT_"
 _MOST_DAYS = 36_500
 _DAYS = re.compile(r"[0-9]{1,9}")
+_COLLECTOR = re.compile(r"(https?://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 Dependency = Literal["redis", "database"]
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
         frozenset[Dependency], NoDecode, Field(validation_alias="READINESS_REQUIRES")
     ] = frozenset(("redis", "database"))
     ack_replicas: Annotated[int, Field(validation_alias="GATEWAY_ACK_REPLICAS", ge=0)] = 0
+    otlp_endpoint: Annotated[str | None, Field(validation_alias="OTLP_ENDPOINT")] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
         Field(validation_alias="GATEWAY_LOG_LEVEL"),
@@ -82,10 +84,17 @@ class Settings(BaseSettings):
         Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
     ] = "auto"
 
-    @field_validator("database_url", "admin_port", mode="before")
+    @field_validator("database_url", "otlp_endpoint", "admin_port", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        if value is not None and not _COLLECTOR.fullmatch(value):
+            raise ValueError("must be host:port, or http(s)://host:port")
+        return value
 
     @field_validator("readiness_requires", mode="before")
     @classmethod

@@ -108,14 +108,15 @@ class ChatUser(User):
     # --- the conversation -------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A new session."""
+        """A new session, which the first message opens."""
         self.account = Account()
         self.sent: dict[str, float] = {}
         self.session_id: str | None = None
-        self.attach()
 
     def end(self) -> None:
         """Closes the session."""
+        if self.session_id is None:
+            return
         try:
             self.ask({"type": "close"})
         finally:
@@ -189,6 +190,13 @@ class ChatUser(User):
             raise
         self.tell(name, began)
 
+    def connected(self) -> ClientConnection:
+        """The connection, made anew when it was lost."""
+        if self.socket is None:
+            self.attach()
+        assert self.socket is not None
+        return self.socket
+
     def drop(self) -> None:
         """Goes without a word, as a lost connection does."""
         if self.socket is not None:
@@ -198,11 +206,9 @@ class ChatUser(User):
 
     def ask(self, frame: dict[str, Any]) -> dict[str, Any]:
         """Sends a frame and waits for what answers it."""
-        if self.socket is None:
-            self.attach()
         answers: list[dict[str, Any]] = []
         frame = {**frame, "id": uuid4().hex}
-        self.socket.send(msgspec.json.encode(frame).decode())
+        self.connected().send(msgspec.json.encode(frame).decode())
         self.until(lambda: answers, answers.append, frame["id"])
         [answer] = answers
         if answer["type"] == "error":
@@ -219,9 +225,9 @@ class ChatUser(User):
         deadline = time.perf_counter() + PATIENCE_S
         while not condition():
             try:
-                data = self.socket.recv(timeout=max(0, deadline - time.perf_counter()))
+                data = self.connected().recv(timeout=max(0, deadline - time.perf_counter()))
             except (OSError, WebSocketException):
-                self.drop()  # the next command connects anew
+                self.drop()  # whoever needs it next connects anew
                 raise
             frame = msgspec.json.decode(data)
             if frame["type"] == "event":

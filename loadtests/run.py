@@ -7,12 +7,15 @@ Exit code 1 when any request failed or any event was lost, doubled or out of ord
 """
 
 import argparse
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,12 +41,22 @@ def running_gateway(folder: Path) -> Iterator[str]:
     try:
         for line in process.stderr:
             if found := _READY.search(line):
+                wait_for_agent(found[1])
                 yield found[1]
                 return
         raise SystemExit(f"the gateway did not start:\n{log.read_text()}")
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()
+
+
+def wait_for_agent(url: str) -> None:
+    """Waits until a worker serves: it starts beside the node."""
+    while not any(
+        agent["workers"]
+        for agent in json.load(urllib.request.urlopen(f"{url}/api/v1/agents"))["agents"]
+    ):
+        time.sleep(0.05)
 
 
 def load(host: str, options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from gateway.agents.stream import EventStream
 from gateway.session.errors import Fenced, TooLarge, Unavailable
 from gateway.session.model import Claim, Ending, RunRef
 from gateway.session.ports import RunQueue
+from gateway.session.tracing import UNTRACED, AgentTracer, Span
 from protocol.codes import ErrorCode
 from protocol.events import (
     CancelledOutcome,
@@ -26,6 +27,7 @@ from protocol.events import (
     RunError,
     RunFinished,
     SuccessOutcome,
+    TokenUsage,
     ToolCallResult,
     encode_event,
 )
@@ -51,6 +53,9 @@ class Execution:
     While Redis does not answer, the run is held on to until its own deadline: leases are judged by
     Redis's clock, and not before Redis has been there for one. Whoever lost it meanwhile is told by
     the first answer.
+
+    Attributes:
+        failure: the code of the error that the run ended with, or why this worker left it.
     """
 
     def __init__(
@@ -61,10 +66,14 @@ class Execution:
         *,
         window_s: float = 0.04,
         patience_s: float = 5.0,
+        tracer: AgentTracer = UNTRACED,
     ) -> None:
         """`patience_s`: how long the agent may clean up when nothing waits for it any more."""
         self.ref = claim.ref
         self.claim_id = claim.claim_id
+        self.failure = ""
+        self._claim = claim
+        self._tracer = tracer
         self._agent = agent
         self._queue = queue
         self._stream = EventStream(
@@ -164,21 +173,33 @@ class Execution:
         try:
             return await self._end()
         except Fenced:
+            self.failure = "fenced"
             logger.info("run left: another claim holds it, or it is over")
         except Unavailable:
+            self.failure = ErrorCode.UNAVAILABLE
             logger.warning("run left: Redis did not answer")
         return None
 
     async def _answer(self) -> None:
+        with self._tracer.invoking(self._agent.info, self._claim) as span:
+            self._run.traceparent = span.traceparent
+            try:
+                await self._call_agent(span)
+            finally:
+                span.tell(**usage_facts(self._run.reported_usage))
+
+    async def _call_agent(self, span: Span) -> None:
         self._leash = Leash(self._agent.answer(self._run))
         try:
             await self._leash
         except AgentError as error:
             logger.bind(code=error.code).warning("the agent ended the run with an error")
             self._error = (error.message, error.code)
-        except Exception:  # noqa: BLE001 (whatever an agent raises ends its run, nothing else)
+            span.fail(error.code)
+        except Exception as error:  # noqa: BLE001 (whatever an agent raises ends its run, nothing else)
             logger.bind(agent_id=self._agent.name).exception("the agent failed")
             self._error = ("the agent failed", ErrorCode.INTERNAL)
+            span.fail(type(error).__qualname__)
 
     async def _end(self) -> Following:
         if self._stop is _Stop.HANDED_BACK:
@@ -201,6 +222,7 @@ class Execution:
         if self._stop is _Stop.LOST:
             raise Fenced
         ending = self._ending()
+        self.failure = ending.code
         return await persist(
             lambda: self._queue.finish(self.ref, self.claim_id, stream.ordinal, ending), self._until
         )
@@ -267,6 +289,17 @@ class Execution:
             input_tokens=_total(each.input_tokens for each in usage),
             state=self._run.new_state(),
         )
+
+
+def usage_facts(usage: Sequence[TokenUsage]) -> dict[str, int | str | None]:
+    """What was reported, by the names of OpenTelemetry; of several models, the sum alone."""
+    one = usage[0] if len(usage) == 1 else TokenUsage()
+    return {
+        "gen_ai.provider.name": one.provider,
+        "gen_ai.request.model": one.model,
+        "gen_ai.usage.input_tokens": _total(each.input_tokens for each in usage),
+        "gen_ai.usage.output_tokens": _total(each.output_tokens for each in usage),
+    }
 
 
 def _total(counts: Iterable[int | None]) -> int | None:

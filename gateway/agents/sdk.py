@@ -158,6 +158,8 @@ class Run:
         cancelled: set when the run is to stop.
         deadline: when the run is ended by force, as a time of the event loop, so that
             `asyncio.timeout_at(run.deadline)` works.
+        traceparent: names this call of the agent in traces (W3C Trace Context); empty when nothing
+            is traced.
     """
 
     def __init__(self, claim: Claim, stream: EventStream) -> None:
@@ -173,6 +175,7 @@ class Run:
         self.resume: list[ResumeEntry] = given.resume or []
         self.tool_results = [each for each in given.messages if each.get("role") == "tool"]
         self.cancelled = asyncio.Event()
+        self.traceparent = claim.traceparent
         loop = asyncio.get_running_loop()
         self.deadline = loop.time() + (claim.deadline_ms - claim.now_ms) / 1000
         stored = None if claim.state is None else msgspec.json.decode(claim.state)
@@ -192,6 +195,11 @@ class Run:
             if message.get("role") == "user":
                 return _text_of(message.get("content"))
         return ""
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """Headers for requests that the agent makes, so that whom it asks continues the trace."""
+        return {"traceparent": self.traceparent} if self.traceparent else {}
 
     @property
     def state(self) -> Any:

@@ -18,6 +18,7 @@ from gateway.session.context import log_context
 from gateway.session.errors import Fenced, Unavailable
 from gateway.session.model import Claim, RunRef, WorkerInfo
 from gateway.session.ports import Directory, Notices, RunQueue
+from gateway.session.tracing import UNTRACED, AgentTracer
 
 
 class _Link:
@@ -51,6 +52,7 @@ class Worker:
         presence_s: how often to say that this worker lives.
         window_s: how long the SDK gathers deltas.
         patience_s: how long an agent may go on after the end of its run.
+        tracer: traces its runs.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Worker:
         presence_s: float = 5.0,
         window_s: float = 0.04,
         patience_s: float = 5.0,
+        tracer: AgentTracer = UNTRACED,
     ) -> None:
         self._agent = agent
         self._queue = queue
@@ -79,6 +82,7 @@ class Worker:
         self._presence_s = presence_s
         self._window_s = window_s
         self._patience_s = patience_s
+        self._tracer = tracer
         # What is ours: from `take` to the end, the claim included.
         self._refs: set[RunRef] = set()
         self._executions: set[Execution] = set()
@@ -176,13 +180,20 @@ class Worker:
         )
         if claim is None:
             return None
+        with self._tracer.processing(claim) as span:
+            execution, following = await self._run(claim)
+            if execution.failure:
+                span.fail(execution.failure)
+        return following
+
+    async def _run(self, claim: Claim) -> tuple[Execution, Following]:
         execution = self._begin(claim)
         try:
             async with asyncio.TaskGroup() as group:
                 follower = group.create_task(self._follow(execution))
                 following = await execution.run()
                 follower.cancel()
-            return following
+            return execution, following
         finally:
             self._executions.discard(execution)
 
@@ -193,6 +204,7 @@ class Worker:
             self._queue,
             window_s=self._window_s,
             patience_s=self._patience_s,
+            tracer=self._tracer,
         )
         self._executions.add(execution)
         if self._grace_s is not None:

@@ -11,6 +11,7 @@ from gateway.archive.reader import Reader
 from gateway.archive.retention import Retention
 from gateway.archive.writer import Writer
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, CallTracer
 
 
 class Archive:
@@ -64,6 +65,7 @@ async def open_archive(
     report: Callable[[str, Exception], None],
     retention_days: int | None = None,
     retention_tenants: Mapping[str, int] | None = None,
+    tracer: CallTracer = UNTRACED,
 ) -> AsyncGenerator[Archive]:
     """The archive on a database, which may be away now and come later.
 
@@ -72,7 +74,7 @@ async def open_archive(
     Raises:
         UnusableDatabase: it cannot be used as it is; one line for a person.
     """
-    database = Database(url)
+    database = Database(url, tracer)
     try:
         await prepare(database, migrates=migrates)
         retention = Retention(

@@ -18,6 +18,7 @@ from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.probe import ServiceError, ServiceProbe
+from gateway.session.tracing import UNTRACED, CallTracer
 
 _CHECK_TIMEOUT_S = 1.8
 """Less than what readiness waits."""
@@ -47,16 +48,19 @@ class Database:
         probe: told of each call, where somebody wants to know.
     """
 
-    def __init__(self, place: str | Path) -> None:
+    def __init__(self, place: str | Path, tracer: CallTracer = UNTRACED) -> None:
         """Connects to nothing yet.
 
         Args:
             place: a `DATABASE_URL`, or the path of an SQLite file.
+            tracer: traces each transaction.
 
         Raises:
             UnusableDatabase: for what cannot be one.
         """
         self.where, self._engine = create_engine(place)
+        self._tracer = tracer
+        self._log = logger.bind(database=self.where)
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -135,7 +139,18 @@ class Database:
     async def _asking(
         self, timeout_s: float, tenant: str = "", *, writes: bool = False, probe: bool = False
     ) -> AsyncGenerator[AsyncConnection]:
-        breaker, operation, began = self.breaker, "write" if writes else "read", time.perf_counter()
+        operation = "write" if writes else "read"
+        with self._tracer.calling("database", operation):
+            async with self._told(
+                operation, timeout_s, tenant, writes=writes, probe=probe
+            ) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _told(
+        self, operation: str, timeout_s: float, tenant: str, *, writes: bool, probe: bool
+    ) -> AsyncGenerator[AsyncConnection]:
+        breaker, began = self.breaker, time.perf_counter()
 
         def failed(error: ServiceError) -> None:
             if self.probe is not None:
@@ -172,7 +187,9 @@ class Database:
     def _note(self, fault: Fault, *, writes: bool) -> None:
         if writes and fault.only_writes:
             if self._refusal != fault.why:
-                logger.bind(error=fault.why).warning("history cannot be written; it waits in Redis")
+                self._log.bind(error=fault.why).warning(
+                    "history cannot be written; it waits in Redis"
+                )
             self._refusal, self._refused_at = fault.why, time.monotonic()
         if fault.answered:
             self._answered()
@@ -181,11 +198,11 @@ class Database:
         was = self.breaker.state
         self.breaker.fail()
         if was is BreakerState.CLOSED and self.breaker.state is BreakerState.OPEN:
-            logger.bind(error=fault.why).warning("the database does not answer")
+            self._log.bind(error=fault.why).warning("the database does not answer")
 
     def _answered(self) -> None:
         if self.breaker.state is not BreakerState.CLOSED:
-            logger.info("the database answers again")
+            self._log.info("the database answers again")
         self.breaker.succeed()
 
     @asynccontextmanager

@@ -1,6 +1,6 @@
 """All parts of the bus on one client."""
 
-from gateway.bus.connection import Client
+from gateway.bus.connection import Client, Reconnects
 from gateway.bus.deadlines import RedisDeadlines
 from gateway.bus.directory import RedisDirectory
 from gateway.bus.erasure import RedisErasure
@@ -11,19 +11,29 @@ from gateway.bus.runs import RedisRuns
 from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import RedisSessions
 from gateway.session.model import Limits
+from gateway.session.tracing import UNTRACED, CallTracer
 
 
 class Bus:
     """The ports of the domain, implemented on one client. `notices.run` must be running."""
 
-    def __init__(self, client: Client, limits: Limits, *, ack_replicas: int = 0) -> None:
-        """`client` comes from `connection.create_client`; the caller closes it.
+    def __init__(
+        self,
+        client: Client,
+        limits: Limits,
+        *,
+        ack_replicas: int = 0,
+        reconnects: Reconnects | None = None,
+        tracer: CallTracer = UNTRACED,
+    ) -> None:
+        """`client` comes from `connection.create_client`, with `reconnects`; the caller closes it.
 
         What clients are told to be accepted, `ack_replicas` replicas have confirmed.
         """
         self.client = client
+        self.reconnects = reconnects or Reconnects()
         self.limits = limits
-        self.scripts = Scripts(client)
+        self.scripts = Scripts(client, tracer)
         self.sessions = RedisSessions(self.scripts, limits, ack_replicas=ack_replicas)
         self.runs = RedisRuns(self.scripts, limits)
         self.directory = RedisDirectory(self.scripts)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakSet
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
@@ -29,8 +30,28 @@ class UnusableRedis(CannotStart):
     """Redis cannot be used; the message is one line for a person."""
 
 
-def create_client(url: str) -> Client:
+class Reconnects:
+    """Counts connections that were made anew after they were lost.
+
+    Attributes:
+        count: of all that a client has. A subscriber's are new each time, and not among them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._known: WeakSet[AbstractConnection] = WeakSet()
+
+    async def on_connect(self, connection: AbstractConnection) -> None:
+        """What redis-py calls in place of its own, with a connection whose socket is there."""
+        await connection.on_connect()
+        self.count += connection in self._known
+        self._known.add(connection)
+
+
+def create_client(url: str, reconnects: Reconnects | None = None) -> Client:
     """A client for `redis://`, `rediss://`, `unix://` or `redis+cluster://` (any one node of it).
+
+    Its `reconnects` are counted where somebody wants to know.
 
     Raises:
         UnusableRedis: for another scheme or an unreadable URL.
@@ -49,9 +70,16 @@ def create_client(url: str) -> Client:
     try:
         if url.startswith(CLUSTER_SCHEME):
             plain = "redis://" + url.removeprefix(CLUSTER_SCHEME)
-            return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)
+            cluster = RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)
+            if reconnects is not None:
+                # It takes no such option, but hands what it has on to each node.
+                for owner in (cluster.nodes_manager, *cluster.startup_nodes):
+                    owner.connection_kwargs["redis_connect_func"] = reconnects.on_connect
+            return cluster
         if not url.startswith(SCHEMES):
             raise UnusableRedis(f"REDIS_URL={mask(url)}: must begin with {', '.join(SCHEMES)}")
+        if reconnects is not None:
+            options["redis_connect_func"] = reconnects.on_connect
         # The pool makes callers wait instead of failing when all connections are in use.
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url, max_connections=_MAX_CONNECTIONS, timeout=_ANSWER_TIMEOUT_S, **options

@@ -73,6 +73,11 @@ class RedisNotices:
         """True while every connection stands, as far as is known: a silent one is found in 8 s."""
         return all(link.up for link in self._links.values())
 
+    @property
+    def reconnects(self) -> int:
+        """How often a connection was made anew after it was lost."""
+        return sum(link.reconnects for link in self._links.values())
+
     def session_events(
         self,
         key: SessionKey,
@@ -157,6 +162,7 @@ class _Link:
     ) -> None:
         """`publish` publishes anything on the channel `probe`."""
         self.channels: dict[str, _Channel] = {}
+        self.reconnects = 0
         self._connect = connect
         self._publish = publish
         self._commands: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
@@ -217,6 +223,7 @@ class _Link:
             channel.confirmed.clear()
             self._subscribe(channel.name)
         restored = set(self.channels) if self._was_up else set[str]()
+        self.reconnects += self._was_up
         self._up = self._was_up = True
         self._hears = False
         async with asyncio.TaskGroup() as group:

@@ -33,6 +33,7 @@ from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.errors import Fenced, Refused, Rejected, TooLarge, Unavailable
 from gateway.session.probe import ServiceError, ServiceProbe
+from gateway.session.tracing import UNTRACED, CallTracer
 from protocol.codes import ErrorCode
 
 Argument = str | bytes | int | float
@@ -89,10 +90,11 @@ class Scripts:
         probe: told of each call, where somebody wants to know.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, tracer: CallTracer = UNTRACED) -> None:
         """`client` is shared by all parts of the bus."""
         self.client = client
         self.probe: ServiceProbe | None = None
+        self._tracer = tracer
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,
@@ -183,8 +185,9 @@ class Scripts:
                 may have happened.
             Refused, Fenced, TooLarge: what the script says.
         """
-        async with self.asking(name, keys.tenant_of(key), probe=probe):
-            answer = await self._repeat(name, key, arguments, replicas)
+        with self._tracer.calling("redis", name):
+            async with self.asking(name, keys.tenant_of(key), probe=probe):
+                answer = await self._repeat(name, key, arguments, replicas)
         return check(answer)
 
     async def _repeat(

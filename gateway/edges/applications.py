@@ -26,17 +26,18 @@ def compose(
     operators: Sequence[BaseRoute],
     probes: Sequence[BaseRoute],
     admin_port: bool,
+    middleware: Sequence[Middleware],
 ) -> Applications:
     """`probes` are on both ports, and so is what the pages load."""
+
+    def application(routes: Sequence[BaseRoute]) -> Starlette:
+        return Starlette(
+            routes=routes,
+            middleware=[*middleware, Middleware(Guard, allowed_hosts=LOOPBACK)],
+            exception_handlers={HTTPException: on_http_exception},
+        )
+
     public = [*clients, *probes, *pages.files()]
     if not admin_port:
-        return Applications(_application([*public, *operators]), None)
-    return Applications(_application(public), _application([*operators, *probes, *pages.files()]))
-
-
-def _application(routes: Sequence[BaseRoute]) -> Starlette:
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, allowed_hosts=LOOPBACK)],
-        exception_handlers={HTTPException: on_http_exception},
-    )
+        return Applications(application([*public, *operators]), None)
+    return Applications(application(public), application([*operators, *probes, *pages.files()]))

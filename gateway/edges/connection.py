@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import assert_never
-from uuid import uuid4
 
 from loguru import logger
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from gateway.edges.principal import Authenticate
+from gateway.edges.refusals import close_code_of, complaint, refusal, role_of
 from gateway.edges.socket import EXTENSION, WebSocketProtocol
+from gateway.edges.tracing import request_id
 from gateway.session.context import log_context
 from gateway.session.errors import Refused
 from gateway.session.feed import Attachment
@@ -27,8 +28,9 @@ from gateway.session.limits import TokenBucket
 from gateway.session.model import Role, SessionView
 from gateway.session.outbox import LIMIT_BYTES, Outbox
 from gateway.session.ports import Clock
-from gateway.session.probe import Probe
+from gateway.session.probe import Outcome, Probe, SocketProbe
 from gateway.session.service import SessionService
+from gateway.session.tracing import Tracer
 from gateway.session.wheel import Timer, Wheel
 from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, decode_client, encode
 from protocol.codes import CloseCode, ErrorCode
@@ -39,7 +41,6 @@ from protocol.frames import (
     Cancel,
     ClientFrame,
     Close,
-    Error,
     GoAway,
     Message,
     Open,
@@ -54,19 +55,6 @@ WRITE_BYTES = 64 * 1024
 """So much is handed to the socket before it is asked whether it takes more."""
 
 _INTERNAL_ERROR = 1011
-
-_CLOSE_CODES = {
-    ErrorCode.BAD_FRAME: CloseCode.BAD_FRAME,
-    ErrorCode.UNAUTHENTICATED: CloseCode.UNAUTHENTICATED,
-    ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN,
-    ErrorCode.SESSION_NOT_FOUND: CloseCode.UNKNOWN_SESSION,
-    ErrorCode.AGENT_NOT_FOUND: CloseCode.UNKNOWN_SESSION,
-    ErrorCode.SESSION_ENDED: CloseCode.SESSION_ENDED,
-    ErrorCode.RATE_LIMITED: CloseCode.TOO_MANY,
-    ErrorCode.QUOTA_EXCEEDED: CloseCode.TOO_MANY,
-    ErrorCode.TOO_LARGE: CloseCode.TOO_BIG,
-}
-"""How a connection ends when its `open` or `close` is refused; anything else may come again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +79,12 @@ class Edge:
     service: SessionService
     hub: Hub
     probe: Probe
+    sockets: SocketProbe
     wheel: Wheel
     clock: Clock
     limits: ConnectionLimits
     authenticate: Authenticate
+    tracer: Tracer
 
 
 class Connection:
@@ -110,8 +100,10 @@ class Connection:
         self._bucket = TokenBucket(limits.messages_per_s, limits.message_burst, edge.clock)
         self._refused_in_a_row = 0
         self._state = ConnectionState.NEW
+        self._tenant = ""
         self._view: SessionView | None = None
         self._attachment: Attachment | None = None
+        self._traceparent = ""
         self._exit = ExitStack()
         self._context = copy_context()
         self._loop = asyncio.get_running_loop()
@@ -177,7 +169,10 @@ class Connection:
         if not socket.is_open:
             return
         while outbox.size_bytes and socket.is_writable:
-            socket.write(outbox.take(WRITE_BYTES))
+            waiting_bytes = outbox.size_bytes
+            frames = outbox.take(WRITE_BYTES)
+            socket.write(frames)
+            self._edge.sockets.frames_sent(len(frames), waiting_bytes - outbox.size_bytes)
         if not socket.is_writable:
             self._watch_progress()
         elif outbox.close_code is not None:
@@ -217,7 +212,7 @@ class Connection:
             self._stall_timer = self._edge.wheel.after(limit_s / 4, self._check_progress)
             return
         self._context.run(logger.info, "the client does not read; connection closed")
-        self._socket.close(int(self._outbox.close_code or CloseCode.OVERLOADED))
+        self._socket.close(int(self._outbox.close_code or CloseCode.OVERLOADED), "stalled")
 
     # --- in ---------------------------------------------------------------------------------------
 
@@ -227,20 +222,23 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 return
             if self._outbox.close_code is None:
-                await self._take(message.get("text"))
+                text = message.get("text")
+                data: bytes = message["bytes"] if text is None else text.encode()
+                self._edge.sockets.frame_received(len(data))
+                await self._take(data, is_text=text is not None)
             # Whoever asks faster than he reads the answers waits.
             while self._outbox.full and self._socket.is_open:
                 self._flush()
                 await self._socket.wait_writable()
 
-    async def _take(self, text: str | None) -> None:
+    async def _take(self, data: bytes, *, is_text: bool) -> None:
         """One client frame."""
         started = self._edge.clock()
         wait_s = self._bucket.take()
         try:
-            if text is None:
+            if not is_text:
                 raise ProtocolError(ErrorCode.BAD_FRAME, "frames are text, not binary", fatal=True)
-            frame = decode_client(text.encode(), max_bytes=self._edge.limits.frame_bytes)
+            frame = decode_client(data, max_bytes=self._edge.limits.frame_bytes)
             following = next_state(self._state, frame)
         except ProtocolError as error:
             self._complain(error)
@@ -266,7 +264,12 @@ class Connection:
             case Ping():
                 self._outbox.put(encode(Pong(frame.t)))
             case Open():
-                await self._open(frame)
+                headers = Headers(scope=self._scope)
+                within = frame.traceparent or headers.get("traceparent", "")
+                with self._edge.tracer.connecting(within) as span:
+                    self._traceparent = span.traceparent
+                    await self._open(frame, headers, started)
+                self._context = copy_context()
             case Close():
                 await self._close(frame)
             case Refresh():
@@ -276,13 +279,13 @@ class Connection:
             case _:
                 assert_never(frame)
 
-    async def _open(self, frame: Open) -> None:
+    async def _open(self, frame: Open, headers: Headers, started: float) -> None:
         self._open_timer.cancel()
         edge, limits = self._edge, self._edge.limits
-        headers = Headers(scope=self._scope)
+        self._exit.enter_context(log_context(request_id=request_id(headers)))
         who = edge.authenticate(headers, frame.token)
-        request_id = headers.get("x-request-id", "")[:128] or str(uuid4())
-        self._exit.enter_context(log_context(tenant_id=who.tenant, request_id=request_id))
+        self._tenant = who.tenant
+        self._exit.enter_context(log_context(tenant_id=who.tenant))
         if (frame.agent is None) == (frame.session_id is None):
             raise Refused(
                 ErrorCode.BAD_FRAME, "give one of `agent` and `session_id`", param="session_id"
@@ -320,8 +323,8 @@ class Connection:
                 )
             )
         )
-        self._context = copy_context()
         attachment.start()
+        attachment.feed.probe.opened(_outcome(frame, attachment), edge.clock() - started)
         edge.probe.connection_opened(who.tenant)
         logger.bind(agent_id=view.agent, user_id=view.user, resumed=attachment.resumed).info(
             "session opened"
@@ -332,11 +335,11 @@ class Connection:
         role: Role | None = "user"
         match frame:
             case Message():
-                ack = await service.message(view, frame)
+                ack = await service.message(view, frame, connection=self._traceparent)
             case Answer():
-                ack = await service.answer(view, frame)
+                ack = await service.answer(view, frame, connection=self._traceparent)
             case ToolResult():
-                ack = await service.tool_result(view, frame)
+                ack = await service.tool_result(view, frame, connection=self._traceparent)
                 role = "tool"
             case Cancel():
                 ack = await service.cancel(view.key, view.user, frame)
@@ -367,35 +370,33 @@ class Connection:
 
     def _complain(self, error: ProtocolError) -> None:
         """What came is no frame, or is not allowed here."""
-        code, message = error.code, error.message
-        answer = Error(code, message, code.retryable, re=error.re, param=error.param)
-        self._outbox.put(encode(answer))
+        self._outbox.put(complaint(error))
+        self._edge.probe.message_failed(self._tenant, "system", error.code)
         if error.fatal or self._state is ConnectionState.NEW:
-            self._outbox.finish(_CLOSE_CODES.get(error.code, CloseCode.BAD_FRAME))
+            self._outbox.finish(close_code_of(error.code, CloseCode.BAD_FRAME))
 
     def _refuse(self, frame: ClientFrame, refused: Refused) -> None:
         """A frame is refused; without a session there is nothing to stay for."""
-        self._outbox.put(
-            encode(
-                Error(
-                    refused.code,
-                    refused.message,
-                    refused.code.retryable,
-                    re=None if isinstance(frame, Ping) else frame.id,
-                    param=refused.param,
-                    retry_after_ms=refused.retry_after_ms,
-                )
-            )
-        )
+        self._outbox.put(refusal(frame, refused))
+        self._edge.probe.message_failed(self._tenant, role_of(frame), refused.code)
         if isinstance(frame, Open | Close) and refused.code != ErrorCode.INTERNAL:
-            self._outbox.finish(_CLOSE_CODES.get(refused.code, CloseCode.OVERLOADED))
+            self._outbox.finish(close_code_of(refused.code))
 
     def _count_refusal(self, wait_s: float) -> bool:
         """True when this frame came too early; a flood of such ends the connection."""
         if not wait_s:
             self._refused_in_a_row = 0
             return False
+        self._edge.sockets.rate_limited()
         self._refused_in_a_row += 1
         if self._refused_in_a_row > self._edge.limits.flood:
             self._outbox.finish(CloseCode.TOO_MANY)
         return True
+
+
+def _outcome(frame: Open, attachment: Attachment) -> Outcome:
+    if frame.session_id is None:
+        return "created"
+    if attachment.resumed:
+        return "resumed"
+    return "snapshot" if frame.after is None else "reset"

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from gateway.edges.problem import Handler, problem
 from gateway.session.errors import Refused
 from gateway.session.model import Principal
+from gateway.session.probe import AuthFailure
 from protocol.codes import ErrorCode
 
 TENANT_HEADER = "X-Tenant-ID"
@@ -21,6 +22,24 @@ Authenticate = Callable[[Headers, str | None], Principal]
 
 Raises `Refused` with `forbidden` or `unauthenticated`.
 """
+
+
+def counting(authenticate: Authenticate, failed: Callable[[AuthFailure], None]) -> Authenticate:
+    """The same; `failed` hears why somebody may not be served."""
+
+    def ask(headers: Headers, token: str | None) -> Principal:
+        try:
+            return authenticate(headers, token)
+        except Refused as refused:
+            if refused.param == TENANT_HEADER:
+                failed("bad_tenant")
+            elif refused.code == ErrorCode.UNAUTHENTICATED:
+                failed("unauthenticated")
+            else:
+                failed("forbidden")
+            raise
+
+    return ask
 
 
 def anonymous(headers: Headers, token: str | None = None) -> Principal:

@@ -26,11 +26,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.protocol import State
 
+from gateway.edges.counted_socket import CountedProtocol
 from gateway.session.limits import TokenBucket
+from gateway.session.probe import Disconnect, SocketProbe
 from protocol.codes import CloseCode
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ _SHORT_HEADERS = [bytes((_TEXT, length)) for length in range(126)]
 _INVALID_DATA = 1007  # RFC 6455, section 7.4.1
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(CountedProtocol):
     """uvicorn's protocol, with the extension above, and never outliving its application for long.
 
-    To be given to uvicorn as `ws=WebSocketProtocol`, without compression.
+    To be given to uvicorn as `ws=partial(WebSocketProtocol, probe=...)`, without compression.
 
     Attributes:
         on_writable: called when the socket takes more, after it did not.
@@ -83,9 +84,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         server_state: "ServerState",
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        probe: SocketProbe,
     ) -> None:
-        """As uvicorn calls it."""
-        super().__init__(config, server_state, app_state, _loop)
+        """As uvicorn calls it, and `probe`."""
+        super().__init__(config, server_state, app_state, _loop, probe=probe)
         self.on_writable: Callable[[], None] = _ignore
         self._linger: asyncio.TimerHandle | None = None
         self._backlog = bytearray()  # received, not yet parsed; reading is paused meanwhile
@@ -177,11 +180,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._written_bytes += len(data)
             self.transport.write(data)
 
-    def close(self, code: int) -> None:
+    def close(self, code: int, reason: Disconnect | None = None) -> None:
         """Ends the connection: a close frame behind what was written, and the application gets its
-        `websocket.disconnect`. Who does not answer, or does not read, is cut off soon.
+        `websocket.disconnect`. Who does not answer, or does not read, is cut off soon. The `reason`
+        is what is counted, by default the code's own.
         """
         if self.is_open:
+            self.ends_with(code, reason)
             self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": ""})
             self.conn.send_close(code)
             self.transport.write(b"".join(self.conn.data_to_send()))
@@ -229,6 +234,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.conn.handshake_exc is None:
             return
         # Not even a request to `websockets`: uvicorn would leave it without answer, and open.
+        self.probe.handshake("bad_request")
         answer = b"".join(self.conn.data_to_send())
         if not answer:
             answer = self.conn.reject(HTTPStatus.BAD_REQUEST, "Not a handshake.\n").serialize()
@@ -279,7 +285,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         """A fragment; joined at once, since a thousand empty ones are no bytes but much memory."""
         if self.loop.time() - self._message_began_at > MESSAGE_TIMEOUT_S:
-            self._hear_no_more(CloseCode.NO_OPEN_OR_PONG)
+            self._hear_no_more(CloseCode.NO_OPEN_OR_PONG, "stalled")
         elif self._count():
             self.frames = [b"".join((*self.frames, event.data))]
             if event.fin:
@@ -323,18 +329,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             return
         self.pong_timer = None
         self.pending_ping_payload = None
-        self._fail(CloseCode.NO_OPEN_OR_PONG)
+        self._fail(CloseCode.NO_OPEN_OR_PONG, "no_pong")
 
-    def _fail(self, code: int) -> None:
+    def _fail(self, code: int, reason: Disconnect | None = None) -> None:
         """Ends the connection without waiting for the peer's answer."""
-        self.close(code)
+        self.close(code, reason)
         self.transport.close()
 
-    def _hear_no_more(self, code: int) -> None:
+    def _hear_no_more(self, code: int, reason: Disconnect | None = None) -> None:
         """Ends the connection, and throws away unparsed what still comes. Closing it at once would
         reset it, and a peer in the middle of sending would not find the close frame.
         """
-        self.close(code)
+        self.close(code, reason)
         if not self.close_sent:
             return
         self._deaf = True

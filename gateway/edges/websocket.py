@@ -12,8 +12,9 @@ from gateway.edges.problem import problem
 from gateway.session.errors import Refused
 from gateway.session.hub import Hub
 from gateway.session.ports import Clock
-from gateway.session.probe import Probe
+from gateway.session.probe import Probe, SocketProbe
 from gateway.session.service import SessionService
+from gateway.session.tracing import UNTRACED, Tracer
 from gateway.session.wheel import Wheel
 from protocol import SUBPROTOCOL
 from protocol.codes import CloseCode, ErrorCode
@@ -35,19 +36,23 @@ class WebSocketEdge:
         service: SessionService,
         hub: Hub,
         probe: Probe,
+        sockets: SocketProbe,
         wheel: Wheel,
         clock: Clock,
         limits: ConnectionLimits | None = None,
         authenticate: Authenticate = anonymous,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._edge = Edge(
             service=service,
             hub=hub,
             probe=probe,
+            sockets=sockets,
             wheel=wheel,
             clock=clock,
             limits=limits or ConnectionLimits(),
             authenticate=authenticate,
+            tracer=tracer,
         )
         self._connections: set[Connection] = set()
         self._draining = False

@@ -14,6 +14,9 @@ from protocol.codes import ErrorCode
 SPAN_S = 3.0
 """A worker that dies fails all its runs at once, and says nothing of the other workers."""
 
+QUIET_S = 600.0
+"""A failure that is longer ago says nothing any more; the longest pause is a minute."""
+
 _MOST = 10_000
 """Failing pairs of tenant and agent that a node remembers."""
 
@@ -71,7 +74,19 @@ class AgentBreakers:
     def state(self, tenant: str, agent: str) -> BreakerState:
         """Whether a tenant's messages reach the agent."""
         breaker = self._find(tenant, agent)
-        return BreakerState.CLOSED if breaker is None else breaker.state
+        return BreakerState.CLOSED if breaker is None else breaker.now
+
+    def look(self) -> None:
+        """Tells what only time has changed; to be called before somebody looks at the metrics.
+
+        Who failed and was not asked again for long is forgotten: nobody would ever be told that he
+        is well.
+        """
+        for agent, tenants in list(self._breakers.items()):
+            for tenant, breaker in list(tenants.items()):
+                if breaker.quiet_s > QUIET_S:
+                    self._forget(tenant, agent)
+            self._tell(agent)
 
     def _find(self, tenant: str, agent: str) -> Breaker | None:
         return self._breakers.get(agent, {}).get(tenant)
@@ -94,20 +109,21 @@ class AgentBreakers:
                     self._succeed(tenant, agent)
 
     def _succeed(self, tenant: str, agent: str) -> None:
-        breaker = self._find(tenant, agent)
-        if breaker is None:
-            return
+        if self._find(tenant, agent) is not None:
+            self._forget(tenant, agent)
+            self._tell(agent)
+
+    def _forget(self, tenant: str, agent: str) -> None:
         tenants = self._breakers[agent]
         del tenants[tenant]
         self._count -= 1
         if not tenants:
             del self._breakers[agent]
-        self._tell(agent)
 
     def _tell(self, agent: str) -> None:
         breakers = self._breakers.get(agent, {}).values()
         self._on_change(
             f"agent:{agent}",
-            max((each.state for each in breakers), default=BreakerState.CLOSED),
+            max((each.now for each in breakers), default=BreakerState.CLOSED),
             max((each.failures for each in breakers), default=0),
         )

@@ -33,7 +33,7 @@ class RunEnded:
     Attributes:
         kind: as in `Ending`; `code` is the error code for `X`.
         task: `run` or `resume`.
-        claimed_ms: 0 when no worker ever got it.
+        claimed_ms: the first time; 0 when no worker ever got it.
         ended_ms: grows strictly within a session: the order of its runs, and of their messages.
         asked: the messages that it answers, and `said` what it says; each an AG-UI message. A run
             that restarts another asks nothing: the lost one did.

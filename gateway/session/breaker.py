@@ -33,6 +33,7 @@ class Breaker:
 
     __slots__ = (
         "_clock",
+        "_failed_at",
         "_failing_since",
         "_jitter",
         "_listeners",
@@ -79,9 +80,22 @@ class Breaker:
         self._probe_s = probe_s
         self._jitter = jitter
         self._openings = 0
+        self._failed_at = 0.0
         self._failing_since = 0.0
         self._until = 0.0
         self._listeners: list[Callable[[Breaker], None]] = []
+
+    @property
+    def now(self) -> BreakerState:
+        """The state as time has it: half-open from when its pause is over, whoever asks."""
+        if self.state is BreakerState.OPEN and self._clock() >= self._until:
+            return BreakerState.HALF_OPEN
+        return self.state
+
+    @property
+    def quiet_s(self) -> float:
+        """How long the last failure is ago."""
+        return self._clock() - self._failed_at
 
     def watch(self, listener: Callable[["Breaker"], None]) -> None:
         """`listener` is called whenever `state` or `failures` has changed."""
@@ -112,6 +126,7 @@ class Breaker:
     def fail(self) -> None:
         """It failed."""
         state, now, failures = self.state, self._clock(), self.failures + 1
+        self._failed_at = now
         if failures == 1:
             self._failing_since = now
         enough = failures >= self._threshold and now - self._failing_since >= self._span_s

@@ -37,8 +37,14 @@ def log_context(**ids: str | None) -> Generator[None]:
     Raises:
         TypeError: a name that is no field of `LogIds`.
     """
-    token = _ids.set(replace(_ids.get(), **ids))
+    before = _ids.get()
+    put_ids(**ids)
     try:
         yield
     finally:
-        _ids.reset(token)
+        put_ids(**{name: getattr(before, name) for name in ids})
+
+
+def put_ids(**ids: str | None) -> None:
+    """Sets the given ids from now on; the others stay."""
+    _ids.set(replace(_ids.get(), **ids))

@@ -146,13 +146,15 @@ class Sweep:
         try:
             said = await self._said(ref, advanced)
             ending = forced_ending(advanced.end, said, advanced.attempt)
-            return await self._deadlines.end_by_force(
+            following = await self._deadlines.end_by_force(
                 ref, advanced.claim_id, advanced.ordinal, advanced.end, ending
             )
         except Moved:
             return None  # it stays due: the next sweep reads it anew
         except Fenced:
             return None  # its worker came back
+        self._probe.run_forced(ref, advanced.end)
+        return following
 
     async def _said(self, ref: RunRef, advanced: Advanced) -> Transcript:
         """What the run said so far."""

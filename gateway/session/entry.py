@@ -4,7 +4,7 @@ The script that appends builds both by concatenation, once; the gateway reads th
 decodes the event. One entry is two lines, `header LF frame`; a push may carry several, so that
 `data.split(b"\n")` alternates headers and frames (JSON escapes line breaks).
 
-    seq epoch run_id kind ts_ms output_tokens input_tokens role task_type claimed_ms code
+    seq epoch run_id kind ts_ms output_tokens input_tokens role task_type since_ms code
     {"type":"event","seq":...}
 
 `kind` is one letter:
@@ -19,8 +19,10 @@ X     the run failed or was ended by force
 N     a notice in the log that belongs to no live run (an interrupt was abandoned or expired)
 ====  =============================================================================================
 
-Fields that do not apply are `-`. `role` is `assistant` when the ended run left a message; `code` is
-why it failed (`X` only).
+Fields that do not apply are `-` or 0. `since_ms` is when that began which the entry ends: with `S`
+the wait for a worker (0: none came), with a run's first `E` the wait for that, from the acceptance
+of the message on, with its end the work, from the first claim on (0: there was none). `role` is
+`assistant` when the ended run left a message; `code` is why it failed (`X` only).
 A push that is no entry starts with `!`: `!reset epoch`, `!ended`, `!home`, see `Control`.
 """
 
@@ -41,9 +43,14 @@ class Entry(NamedTuple):
     input_tokens: int
     role: str
     task_type: str
-    claimed_ms: int
+    since_ms: int
     code: str
     frame: bytes
+
+    @property
+    def took_s(self) -> float:
+        """From `since_ms` to this entry, by Redis' clock, which may have been set back."""
+        return max(0, self.ts_ms - self.since_ms) / 1000
 
 
 class Control(NamedTuple):
@@ -68,7 +75,7 @@ def parse_push(data: bytes) -> list[Entry] | Control:
 
 def parse_entry(header: bytes, frame: bytes) -> Entry:
     """One entry from its two lines."""
-    seq, epoch, run_id, kind, ts, out, into, role, task, claimed, code = header.decode().split(" ")
+    seq, epoch, run_id, kind, ts, out, into, role, task, since, code = header.decode().split(" ")
     return Entry(
         int(seq),
         epoch,
@@ -79,7 +86,7 @@ def parse_entry(header: bytes, frame: bytes) -> Entry:
         int(into),
         role,
         task,
-        int(claimed),
+        int(since),
         code,
         frame,
     )

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
+from gateway.session.counting import count
 from gateway.session.entry import TERMINAL_KINDS, Entry, parse_push, read_entry
 from gateway.session.model import Seen, SessionKey, SessionView
 from gateway.session.outbox import Outbox
@@ -128,7 +129,7 @@ class Feed:
         on_stale: "Callable[[Feed], None]",
         on_busy: "Callable[[Feed], None]",
         on_gap: Callable[[], None],
-        on_run_end: Callable[[str, str, str, str], None],
+        on_run_end: "Callable[[Feed, Entry], None]",
     ) -> None:
         self.key: SessionKey = view.key
         self.user = view.user
@@ -294,7 +295,7 @@ class Feed:
         if entry.kind != "E":
             self._turn(entry)
             self._pass_by_home(entry)
-        elif entry.output_tokens:
+        elif entry.output_tokens or entry.since_ms:
             self._pass_by_home(entry)
 
     def _turn(self, entry: Entry) -> None:
@@ -306,7 +307,7 @@ class Feed:
             for attachment in self.attachments:
                 if attachment.on_run_end is not None:
                     attachment.on_run_end()
-            self._on_run_end(self.key.tenant, self.agent, entry.kind, entry.code)
+            self._on_run_end(self, entry)
             if self.over:
                 self.look()
 
@@ -364,10 +365,7 @@ class Feed:
 
     def count(self, entry: Entry) -> None:
         """As home."""
-        if entry.output_tokens or entry.input_tokens:
-            self.probe.tokens(entry.output_tokens, entry.input_tokens)
-        if entry.kind in TERMINAL_KINDS:
-            self.probe.run_ended(entry.role, max(0, self._now_ms() - entry.ts_ms) / 1000)
+        count(entry, self.probe, self._now_ms)
 
     def _pass_by_home(self, entry: Entry) -> None:
         if not self.home or self.uncounted is not None or entry.seq <= self.home_seq:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gateway.session.agent_breakers import AgentBreakers
 from gateway.session.archive import Recalled
 from gateway.session.checks import Checks
+from gateway.session.entry import Entry
 from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
@@ -24,6 +25,7 @@ from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, Notices, Sessions
 from gateway.session.probe import Probe
 from gateway.session.reading import Reading
+from gateway.session.tracing import UNTRACED, Tracer
 from gateway.session.unanswered import Unanswered
 from gateway.session.wheel import Wheel
 from protocol.codes import CloseCode
@@ -66,6 +68,7 @@ class Hub:
         wheel: Wheel,
         report: Callable[[str, Exception], None],
         times: HubTimes | None = None,
+        tracer: Tracer = UNTRACED,
     ) -> None:
         """`recall` asks the archive what a session that Redis lost begins with, see `History`."""
         self._sessions = sessions
@@ -78,6 +81,7 @@ class Hub:
         self._wheel = wheel
         self._report = report
         self._times = times or HubTimes()
+        self._tracer = tracer
         self._feeds: dict[SessionKey, Feed] = {}
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
         self.breakers = AgentBreakers(clock, probe.breaker_moved)
@@ -129,7 +133,7 @@ class Hub:
                 on_stale=self._enqueue,
                 on_busy=self._checks.soon,
                 on_gap=self._probe.pubsub_gap,
-                on_run_end=self.breakers.ended,
+                on_run_end=self._run_ended,
             )
             self._checks.begin(feed)
             # Usually a socket follows at once. Where none does, a home follows its session alone.
@@ -264,6 +268,10 @@ class Hub:
             pass
         for feed in feeds:
             feed.leave_home()
+
+    def _run_ended(self, feed: Feed, entry: Entry) -> None:
+        self.breakers.ended(feed.key.tenant, feed.agent, entry.kind, entry.code)
+        self._tracer.run_ended(entry.run_id, entry.kind, entry.code)
 
     def _enqueue(self, feed: Feed) -> None:
         if not feed.queued:

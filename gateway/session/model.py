@@ -57,6 +57,7 @@ class Limits:
     cancel_grace_s: float = 5.0
     resume_grace_s: float = 120.0
     session_ttl_s: float = 24 * 3600
+    sessions_capacity: int = 20_000
     dispatch_retry_s: float = 2.0
     node_lease_s: float = 10.0
     journal_bytes: int = 4 * 1024 * 1024

@@ -28,6 +28,7 @@ from gateway.session.model import (
     SessionView,
 )
 from gateway.session.ports import Directory, RunQueue, Sessions
+from gateway.session.tracing import UNTRACED, Tracer
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
 from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
@@ -56,6 +57,7 @@ class SessionService:
         journal: Journal,
         node: str,
         now_ms: Callable[[], int],
+        tracer: Tracer = UNTRACED,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
@@ -68,6 +70,7 @@ class SessionService:
         self._journal = journal
         self._node = node
         self._now_ms = now_ms
+        self._tracer = tracer
 
     async def create(
         self,
@@ -87,6 +90,7 @@ class SessionService:
         if await self._directory.find(agent) is None:
             raise Refused(ErrorCode.AGENT_NOT_FOUND, f"no agent named {agent!r}", param="agent")
         key = SessionKey(who.tenant, session_id or uuid7(self._now_ms()))
+        self._tracer.tell(tenant_id=key.tenant, session_id=key.session_id)
         recalled: Recalled | None = None
         if session_id is not None:
             with suppress(Unavailable):  # creating does not wait for the archive
@@ -115,6 +119,7 @@ class SessionService:
         One that has expired is made live again.
         """
         key = SessionKey(who.tenant, session_id)
+        self._tracer.tell(tenant_id=key.tenant, session_id=key.session_id)
         recalled: Recalled | None = None
         try:
             view = await self._open(key, who.user, attending=True)
@@ -146,8 +151,11 @@ class SessionService:
             self._hub.ended(view.key)
             raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
 
-    async def message(self, view: SessionView, frame: Message) -> Ack:
-        """A user message: makes one run."""
+    async def message(self, view: SessionView, frame: Message, *, connection: str = "") -> Ack:
+        """A user message: makes one run.
+
+        `connection`, here and below, is the `traceparent` of the connection that it came over.
+        """
         new = NewMessage(
             key=view.key,
             user=view.user,
@@ -160,9 +168,9 @@ class SessionService:
             traceparent=frame.traceparent or "",
             seen=self._seen(view),
         )
-        return await self._accept(view, new)
+        return await self._accept(view, new, connection)
 
-    async def answer(self, view: SessionView, frame: Answer) -> Ack:
+    async def answer(self, view: SessionView, frame: Answer, *, connection: str = "") -> Ack:
         """The answers to the interrupts on which the last run ended."""
         new = NewAnswer(
             key=view.key,
@@ -177,9 +185,11 @@ class SessionService:
             traceparent=frame.traceparent or "",
             seen=self._seen(view),
         )
-        return await self._accept(view, new)
+        return await self._accept(view, new, connection)
 
-    async def tool_result(self, view: SessionView, frame: ToolResult) -> Ack:
+    async def tool_result(
+        self, view: SessionView, frame: ToolResult, *, connection: str = ""
+    ) -> Ack:
         """The result of a tool that the client ran."""
         message: dict[str, Any] = {
             "id": frame.id,
@@ -200,7 +210,7 @@ class SessionService:
             traceparent=frame.traceparent or "",
             seen=self._seen(view),
         )
-        return await self._accept(view, new)
+        return await self._accept(view, new, connection)
 
     async def cancel(self, key: SessionKey, user: str, frame: Cancel) -> Ack:
         """Cancels a run, by default the open one."""
@@ -260,7 +270,18 @@ class SessionService:
         feed = self._hub.find(view.key)
         return None if feed is None else feed.cursor
 
-    async def _accept(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
+    async def _accept(
+        self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult, connection: str
+    ) -> Ack:
+        with self._tracer.accepting(
+            view.key, view.agent, new.run_id, traceparent=new.traceparent, connection=connection
+        ) as span:
+            ack = await self._put(view, replace(new, traceparent=span.traceparent))
+            if ack.run_id == new.run_id and ack.status != "duplicate":
+                span.accepted()
+            return ack
+
+    async def _put(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:
         breakers, tenant = self._hub.breakers, view.key.tenant
         closed: Refused | None = None
         try:

@@ -9,7 +9,8 @@ reading     reads the metrics back, as sums over their series
 recorder    what a node's metrics were in the last minutes, and what it says of itself
 overview    what the nodes say of themselves, as one picture of the fleet
 console     that picture as JSON, made at most once a second
-services    the calls of services, with time and failures
+services    the calls of services, with time and failures; the connections to Redis
+process     CPU, memory, files, the event loop's lag, log lines
 logs        loguru's lines and the standard library's, as JSON with ten keys, in one bounded stream
 ==========  =======================================================================================
 """

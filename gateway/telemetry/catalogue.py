@@ -4,6 +4,10 @@ A metric never gets a new label once it is published: a new fact gets a new metr
 """
 
 from dataclasses import dataclass, field
+from typing import get_args
+
+from gateway.session.probe import AuthFailure, Handshake
+from protocol.codes import CloseCode
 
 PREFIX = "nooble_orchestrator_"
 
@@ -12,6 +16,21 @@ STATUSES = ("completed", "expired", "failed")
 
 ROLES = ("user", "assistant", "tool", "system")
 """Who can speak: the values of `role`."""
+
+OUTCOMES = ("resumed", "snapshot", "reset")
+"""How a client comes back to a session: the values of `outcome`."""
+
+HANDSHAKES = get_args(Handshake)
+"""The values of `result`."""
+
+CLOSE_CODES = frozenset({*CloseCode, 1001, 1002, 1003, 1005, 1006, 1007, 1011, 1013})
+"""The values of `code`: those that mean something. A peer may invent others, which are `other`."""
+
+AUTH_FAILURES = get_args(AuthFailure)
+"""The values of `reason` of `auth_failures_total`."""
+
+NO_TENANT = "_none"
+"""The `tenant_id` of what failed before anybody had a principal."""
 
 ALL_TENANTS, ARCHIVE = "_all", "archive"
 """The way to the archive as `tenant_id` (no tenant has such a name), `queue` and `task_type`."""

@@ -46,6 +46,11 @@ class BoundCounter:
         store, key = self._store, self._key
         store[key] = store.get(key, 0) + amount
 
+    def reach(self, total: float) -> None:
+        """Takes over a count that is kept elsewhere; one that is less changes nothing."""
+        store, key = self._store, self._key
+        store[key] = max(total, store.get(key, 0))
+
 
 class BoundGauge:
     """One series of a gauge."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 SERVICE = "agent-orchestrator"
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+LEVELS: tuple[Level, ...] = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 Style = Literal["auto", "json", "text"]
 
 ID_KEYS = ("trace_id", "span_id", "tenant_id", "session_id", "request_id")
@@ -59,10 +60,12 @@ class Logs:
 
     Attributes:
         logs_dropped: lines that did not fit into the bound or could not be written.
+        lines_by_level: how many there were, those too.
     """
 
     def __init__(self, stream: TextIO, max_pending_bytes: int) -> None:
         self.logs_dropped = 0
+        self.lines_by_level: dict[Level, int] = dict.fromkeys(LEVELS, 0)
         self._stream = stream
         self._max_pending = max_pending_bytes
         self._pending = 0
@@ -73,9 +76,10 @@ class Logs:
         self._thread = threading.Thread(target=self._drain, name="logs", daemon=True)
         self._thread.start()
 
-    def put(self, line: bytes) -> None:
+    def put(self, line: bytes, level: Level) -> None:
         """Queues a line; never blocks."""
         with self._changed:
+            self.lines_by_level[level] += 1
             if self._closing or self._pending + len(line) > self._max_pending:
                 self.logs_dropped += 1
                 return
@@ -136,6 +140,14 @@ class Logs:
         self._lines = []
 
 
+_current: Logs | None = None
+
+
+def current_logs() -> Logs | None:
+    """The stream that was configured last; None where logging is not ours."""
+    return _current
+
+
 def configure_logging(
     *,
     level: Level,
@@ -160,8 +172,11 @@ def configure_logging(
     as_text = style == "text" or (style == "auto" and terminal)
 
     def sink(message: "Message") -> None:
-        logs.put(_text_line(message, colour=terminal) if as_text else _json_line(message))
+        line = _text_line(message, colour=terminal) if as_text else _json_line(message)
+        logs.put(line, _level(message.record))
 
+    global _current  # noqa: PLW0603 - loguru's logger is the process's, and so is its stream
+    _current = logs
     logger.remove()
     # The format is the stack alone: the sink makes the rest of the line from the record.
     handler_id = logger.add(

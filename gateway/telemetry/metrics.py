@@ -8,19 +8,23 @@ which is absent until tokens are reported, since usage that nobody reported is n
 """
 
 import time
-from typing import Literal
 
 from aioprometheus.collectors import Registry
 from loguru import logger
 
 from gateway.session.archive import JournalState
 from gateway.session.breaker import Breaker
-from gateway.session.model import Role
-from gateway.session.probe import SessionProbe
+from gateway.session.context import log_context
+from gateway.session.model import Role, RunRef
+from gateway.session.probe import AuthFailure, SessionProbe
 from gateway.telemetry import catalogue
+from gateway.telemetry.edges import HttpMetrics, SocketMetrics
 from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
-from gateway.telemetry.services import ServiceCalls
+from gateway.telemetry.logs import Logs
+from gateway.telemetry.process import ProcessMetrics
+from gateway.telemetry.services import RedisMetrics, ServiceCalls
+from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
 OTHER = "other"
 
@@ -36,16 +40,35 @@ class Telemetry:
 
     Attributes:
         registry: aioprometheus' registry that holds the metrics; nothing is global.
+        sockets: the probe of the node's WebSockets.
+        http: of its HTTP requests.
     """
 
-    def __init__(self, *, version: str, max_tenants: int = 200, max_agents: int = 100) -> None:
+    def __init__(
+        self,
+        *,
+        version: str,
+        sessions_capacity: int = 0,
+        max_tenants: int = 200,
+        max_agents: int = 100,
+        logs: Logs | None = None,
+    ) -> None:
+        """`logs` is the stream of which it shows the counts."""
         self._series = Series(catalogue.CATALOGUE)
         self.registry: Registry = self._series.registry
         overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
         self._tenants = _LabelValues(max_tenants, overflow)
         self._agents = _LabelValues(max_agents, overflow)
-        self._by_tenant: dict[str, _TenantMetrics] = {}
-        self._by_session: dict[tuple[str, str], _SessionMetrics] = {}
+        self._by_tenant: dict[str, TenantMetrics] = {}
+        self._by_session: dict[tuple[str, str], SessionMetrics] = {}
+        self.sockets = SocketMetrics(self._series)
+        self.http = HttpMetrics(self._series)
+        self._series.gauge(catalogue.SESSIONS_CAPACITY).set(sessions_capacity)
+        self._auth_failures = {
+            reason: self._series.counter(catalogue.AUTH_FAILURES_TOTAL, reason)
+            for reason in catalogue.AUTH_FAILURES
+        }
+        self._of_nobody = Failures(self._series, catalogue.NO_TENANT)
         self._draining = self._series.gauge(catalogue.DRAINING)
         self._slow = self._series.gauge(catalogue.SLOW_CONSUMERS)
         self._outbound = self._series.gauge(catalogue.OUTBOUND_BUFFER_BYTES)
@@ -55,6 +78,8 @@ class Telemetry:
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._by_service: dict[str, _ServiceMetrics] = {}
         self._archive = _ArchiveMetrics(self._series)
+        self._redis = RedisMetrics(self._series)
+        self._process = ProcessMetrics(self._series, logs)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
     def connection_opened(self, tenant: str) -> None:
@@ -64,6 +89,22 @@ class Telemetry:
     def connection_closed(self, tenant: str) -> None:
         """It is gone."""
         self._of_tenant(self._tenants.find(tenant)).connections.add(-1)
+
+    def auth_failed(self, reason: AuthFailure) -> None:
+        """Somebody came who may not be served."""
+        self._auth_failures[reason].inc()
+
+    def message_failed(self, tenant: str, role: Role, code: str) -> None:
+        """A frame or request was refused. Who has no principal yet has no tenant."""
+        if tenant:
+            self._of_tenant(self._tenants.admit(tenant)).failures.failed(role, code)
+        else:
+            self._of_nobody.failed(role, code)
+
+    def run_forced(self, ref: RunRef, code: str) -> None:
+        """This node ended a run whose deadline had passed."""
+        with log_context(tenant_id=ref.tenant, session_id=ref.session_id):
+            logger.bind(run_id=ref.run_id, code=code).warning("a run was ended by force")
 
     def writes_lost(self) -> None:
         """Redis lost writes of a session that this node follows; its clients are told."""
@@ -89,12 +130,25 @@ class Telemetry:
         self._slow.set(slow_consumers)
         self._outbound.set(buffer_bytes)
 
+    def redis(
+        self, *, commands_up: bool, pubsub_up: bool, reconnects: int, subscriber_reconnects: int
+    ) -> None:
+        """How the connections to Redis are; to be told before `render`, too."""
+        self._redis.set(
+            up={"commands": commands_up, "pubsub": pubsub_up},
+            reconnects={"commands": reconnects, "pubsub": subscriber_reconnects},
+        )
+
+    async def watch_loop(self) -> None:
+        """Looks how late the event loop is, until cancelled."""
+        await self._process.watch_loop()
+
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
         found = self._by_session.get(labels)
         if found is None:
-            found = _SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
+            found = SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
             self._by_session[labels] = found
             self._of_service(f"agent:{labels[1]}")
         return found
@@ -131,6 +185,7 @@ class Telemetry:
         """All metrics as text, and its content type."""
         self._series.remove_idle()
         self._archive.refresh()
+        self._process.refresh()
         return TextFormatter().marshall(self.registry), CONTENT_TYPE
 
     def _of_service(self, label: str) -> "_ServiceMetrics":
@@ -139,10 +194,10 @@ class Telemetry:
             found = self._by_service[label] = _ServiceMetrics(self._series, label)
         return found
 
-    def _of_tenant(self, label: str) -> "_TenantMetrics":
+    def _of_tenant(self, label: str) -> TenantMetrics:
         found = self._by_tenant.get(label)
         if found is None:
-            found = self._by_tenant[label] = _TenantMetrics(self._series, label)
+            found = self._by_tenant[label] = TenantMetrics(self._series, label)
         return found
 
 
@@ -218,81 +273,3 @@ class _LabelValues:
     def find(self, value: str) -> str:
         """The label value for a `value` that was admitted before."""
         return value if value in self._known else OTHER
-
-
-class _TenantMetrics:
-    """The series of one tenant."""
-
-    __slots__ = ("connections", "processed", "processing", "sessions")
-
-    def __init__(self, series: Series, tenant: str) -> None:
-        self.connections = series.gauge(catalogue.WEBSOCKET_CONNECTIONS_ACTIVE, tenant)
-        self.sessions = series.gauge(catalogue.SESSIONS_ACTIVE, tenant)
-        self.processed = {
-            role: series.counter(catalogue.MESSAGES_PROCESSED_TOTAL, tenant, role)
-            for role in catalogue.ROLES
-        }
-        self.processing = {
-            role: series.histogram(catalogue.MESSAGE_PROCESSING_SECONDS, tenant, role)
-            for role in catalogue.ROLES
-        }
-
-
-class _SessionMetrics:
-    """Implements `SessionProbe` for all sessions of one tenant with one agent."""
-
-    __slots__ = ("_completed", "_created", "_duration", "_input", "_of_tenant", "_output")
-
-    def __init__(self, series: Series, of_tenant: _TenantMetrics, tenant: str, agent: str) -> None:
-        self._of_tenant = of_tenant
-        self._created = series.counter(catalogue.SESSIONS_CREATED_TOTAL, tenant, agent)
-        self._completed = {
-            status: series.counter(catalogue.SESSIONS_COMPLETED_TOTAL, tenant, agent, status)
-            for status in catalogue.STATUSES
-        }
-        self._duration = series.histogram(catalogue.SESSION_DURATION_SECONDS, tenant, agent)
-        self._output, self._input = (
-            series.counter(catalogue.TOKENS_TOTAL, tenant, agent, kind, from_zero=False)
-            for kind in ("output", "input")
-        )
-
-    def created(self) -> None:
-        """A new session."""
-        self._created.inc()
-
-    def completed(
-        self, status: Literal["completed", "expired", "failed"], duration_s: float
-    ) -> None:
-        """It ended."""
-        self._completed[status].inc()
-        self._duration.observe(duration_s)
-
-    def home_taken(self) -> None:
-        """This node counts it from now on."""
-        self._of_tenant.sessions.add(1)
-
-    def home_left(self) -> None:
-        """This node counts it no more."""
-        self._of_tenant.sessions.add(-1)
-
-    def message_accepted(self, role: Role, seconds: float) -> None:
-        """A message was read, accepted and acknowledged in so many seconds."""
-        self._of_tenant.processed[role].inc()
-        self._of_tenant.processing[role].observe(seconds)
-
-    def tokens(self, output: int, into: int) -> None:
-        """A frame with reported tokens passed."""
-        if output > 0:
-            self._output.inc(output)
-        if into > 0:
-            self._input.inc(into)
-
-    def run_ended(self, role: str, delivery_s: float) -> None:
-        """A terminal event passed; `role` is `assistant` when the run left a message.
-
-        The delivery is timed for every run. It ends on another clock than it began on: what would
-        be negative counts as zero.
-        """
-        if role == "assistant":
-            self._of_tenant.processed["assistant"].inc()
-        self._of_tenant.processing["assistant"].observe(max(0.0, delivery_s))

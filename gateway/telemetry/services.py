@@ -3,7 +3,7 @@
 A call finds its series by what it is told, in one dictionary: binding them is for the first one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway.session.probe import ServiceError
 from gateway.telemetry import catalogue
@@ -63,3 +63,22 @@ class _Operation:
                 catalogue.SERVICE_CALL_FAILURES_TOTAL, *self._labels, error
             )
         return found
+
+
+class RedisMetrics:
+    """The connections to Redis, by role."""
+
+    def __init__(self, series: Series) -> None:
+        self._up = {role: series.gauge(catalogue.REDIS_UP, role) for role in _ROLES}
+        self._reconnects = {
+            role: series.counter(catalogue.REDIS_RECONNECTS_TOTAL, role) for role in _ROLES
+        }
+
+    def set(self, *, up: Mapping[str, bool], reconnects: Mapping[str, int]) -> None:
+        """As of now."""
+        for role in _ROLES:
+            self._up[role].set(int(up[role]))
+            self._reconnects[role].reach(reconnects[role])
+
+
+_ROLES = ("commands", "pubsub")

@@ -104,7 +104,7 @@ class Fleet:
         assert not dead, "\n".join(
             f"{name} has died:\n{self.process(name).output()[-2000:]}" for name in dead
         )
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=30, verify=False) as client:
             for number in range(NODES):
                 url = f"{self.stack.url_of(number)}/health/readiness"
                 await _until(lambda url=url: _ready(client, url), f"node-{number} is not ready")

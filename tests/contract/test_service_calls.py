@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from support.bus import connected_bus
+from support.bus import connected_bus, running_server
 from support.net import free_port
 from support.server import RedisServer
 from support.talk import Talk
@@ -153,3 +153,18 @@ async def test_a_database_that_is_away_is_told_from_one_that_is_not_asked() -> N
     errors = [error for _, _, error in heard.calls]
     assert errors == ["connection", "connection", "circuit_open"]
     await database.close()
+
+
+@pytest.mark.parametrize("cluster", [False, True], ids=["single", "cluster"])
+async def test_lost_connections_are_counted_when_they_are_made_anew(cluster: bool) -> None:
+    with running_server(cluster=cluster) as url:
+        reconnects = connection.Reconnects()
+        client = connection.create_client(url, reconnects)
+        bus = Bus(client, Limits(), reconnects=reconnects)
+        await asyncio.gather(*(bus.runs.take("nobody", 1) for _ in range(5)))
+        assert reconnects.count == 0, "new ones are no reconnects"
+        everybody = {"target_nodes": client.get_nodes()} if cluster else {}
+        await client.execute_command("CLIENT KILL TYPE normal SKIPME yes", **everybody)
+        await asyncio.gather(*(bus.runs.take("nobody", 1) for _ in range(5)))
+        assert bus.reconnects.count >= 4
+        await client.aclose()

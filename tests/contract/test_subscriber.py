@@ -100,6 +100,7 @@ async def test_a_silent_subscriber_is_probed_and_made_anew(single_url: str, tmp_
             await talk.append(claim, 2, "C")
             await until(lambda: client.seqs == [1, 2, 3, 4])
         assert way.subscribers == 2
+        assert bus.notices.reconnects == 1
         assert node.probe.facts["repaired"] == 2
 
 

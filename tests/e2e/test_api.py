@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from support.net import free_port
+from support.net import HTTP, free_port
 from support.socket import TERMINAL, socket
 from support.stack import Stack
 
@@ -26,7 +26,7 @@ class Api:
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         headers = {"X-Tenant-ID": self.tenant, **options.pop("headers", {})}
-        return httpx.request(method, self.base + path, headers=headers, **options)
+        return HTTP.request(method, self.base + path, headers=headers, **options)
 
     def ask(self, method: str, path: str, status: int = 200, **options: Any) -> Json:
         response = self.request(method, path, **options)

@@ -17,12 +17,12 @@ from typing import Any
 from uuid import uuid4
 
 import anyio
-import httpx
 import pytest
 from redis import Redis
 from support.agents import expected
 from support.databases import PostgresServer, postgres_server
 from support.history import rows
+from support.net import HTTP
 from support.socket import TERMINAL, Socket, socket
 from support.stack import COUNTING, Stack
 
@@ -61,7 +61,7 @@ async def until(check: Callable[[], bool], what: str, seconds: float = 30) -> No
 
 
 def checks(stack: Stack, number: int = 0) -> dict[str, str]:
-    return httpx.get(f"{stack.url_of(number)}/health/readiness").json()["checks"]
+    return HTTP.get(f"{stack.url_of(number)}/health/readiness").json()["checks"]
 
 
 async def archived(stack: Stack, number: int = 0) -> None:
@@ -133,7 +133,7 @@ async def test_postgresql_ends_in_the_middle_of_a_hundred_runs(
                 await until(lambda: checks(stack)["database"] == "error", "it is not ill")
                 await until(lambda: stack.metrics()[DEPTH] > 0, "nothing waits")
                 assert stack.metrics()[LAG] > 0
-                assert httpx.get(f"{stack.url}/health/readiness").status_code == 503
+                assert HTTP.get(f"{stack.url}/health/readiness").status_code == 503
                 assert checks(stack)["redis"] == "ok"
             finally:
                 await asyncio.to_thread(postgres.start)

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support.bus import running_server
-from support.net import free_port
+from support.net import HTTP, free_port
 from support.socket import TERMINAL, socket
 from support.stack import Process
 
@@ -102,9 +102,7 @@ def wait_until_agent(port: int, process: "subprocess.Popen[str]", agent: str = "
         assert process.poll() is None, screen(process)
         assert time.monotonic() < deadline, screen(process)
         try:
-            agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents", timeout=30).json()[
-                "agents"
-            ]
+            agents = HTTP.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
         except httpx.TransportError:
             agents = []
         if any(a["agent_id"] == agent and a["workers"] for a in agents):
@@ -125,7 +123,7 @@ def screen(process: "subprocess.Popen[str]") -> str:
 
 async def test_run_serves_page_and_agent_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
     with running(tmp_path, "run") as (port, process):
-        page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30)
+        page = HTTP.get(f"http://127.0.0.1:{port}/")
         assert "text/html" in page.headers["content-type"]
         async with socket(f"ws://127.0.0.1:{port}/ws") as client:
             await client.open(agent="demo")
@@ -202,7 +200,7 @@ async def test_a_worker_in_another_terminal_joins_the_running_server(tmp_path: P
             await client.until_event(*TERMINAL)
             assert client.text() == "ten lines are enough "
         assert worker.stop() == 0
-        agents = httpx.get(f"http://127.0.0.1:{port}/api/v1/agents", timeout=30).json()["agents"]
+        agents = HTTP.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
         assert {a["agent_id"]: a["workers"] for a in agents} == {"demo": 1, "echo": 0}
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from support.agents import expected
+from support.net import HTTP
 from support.socket import TERMINAL, socket
 from support.stack import COUNTING, Stack
 from websockets.exceptions import InvalidStatus
@@ -23,7 +24,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def readiness(stack: Stack) -> httpx.Response:
-    return httpx.get(stack.url + "/health/readiness", timeout=30)
+    return HTTP.get(stack.url + "/health/readiness")
 
 
 async def test_clients_are_told_when_to_come_back_before_a_node_stops(folder: Path) -> None:

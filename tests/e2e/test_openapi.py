@@ -3,13 +3,13 @@
 from collections import Counter
 from datetime import date, timedelta
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.schemas import APIOperation
+from support.net import HTTP
 from support.stack import Stack
 
 # Seeded by the function, so that a run on one commit is like the next.
@@ -35,11 +35,11 @@ def with_known_things(case: Case, url: str) -> None:
     if isinstance(case.body, dict) and "agent_id" in case.body:
         case.body = {**case.body, "agent_id": "demo", "user_id": "anonymous"}
     if "session_id" in case.path_parameters:
-        session = httpx.post(f"{url}/api/v1/sessions", json={"agent_id": "demo"}).json()
+        session = HTTP.post(f"{url}/api/v1/sessions", json={"agent_id": "demo"}).json()
         case.path_parameters["session_id"] = session["session_id"]
         if "run_id" in case.path_parameters:
             path = f"{url}/api/v1/sessions/{session['session_id']}/messages"
-            run = httpx.post(path, json={"content": "hi"}).json()
+            run = HTTP.post(path, json={"content": "hi"}).json()
             case.path_parameters["run_id"] = run["run_id"]
     if "user_id" in case.path_parameters:
         case.path_parameters["user_id"] = "anonymous"

@@ -103,8 +103,9 @@ async def test_the_worker_dies_between_question_and_answer(tmp_path: Path) -> No
     """No worker waits for a person: another one goes on."""
     with theatre(tmp_path) as (stack, _):
         async with socket(stack.ws_of(0)) as person, socket(stack.ws_of(0)) as tool:
-            for client, kind in ((person, "answer"), (tool, "tool_result")):
+            for client in (person, tool):
                 await client.open(agent="demo")
+            for client, kind in ((person, "answer"), (tool, "tool_result")):
                 reply = await questioned(client, kind)
                 stack.workers[-1].kill()
                 ack = await client.ask(kind, **reply)

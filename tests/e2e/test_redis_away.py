@@ -241,9 +241,10 @@ async def test_an_outage_costs_a_node_with_many_sessions_little(world: World) ->
     """Nothing spins while Redis is away, and the log says it once."""
     seconds = 3.0
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(socket(world.stack.ws_of())) for _ in range(200)]
-        for client in clients:
-            await client.open(agent="counting")
+        clients: list[Socket] = []
+        for _ in range(200):
+            clients.append(await stack.enter_async_context(socket(world.stack.ws_of())))
+            await clients[-1].open(agent="counting")
         process = world.stack.nodes[0].popen.pid
         before, cpu_s = len(world.lines()), cpu_seconds(process)
         began = time.monotonic()

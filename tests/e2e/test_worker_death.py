@@ -34,7 +34,7 @@ async def test_a_frozen_worker_that_wakes_can_append_nothing(mortal: Stack) -> N
         assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
         said = client.text()
         mortal.workers[0].signal(signal.SIGCONT)
-        mortal.workers[0].wait_for_line("another attempt holds it")
+        mortal.workers[0].wait_for_line("another claim holds it")
 
         # The woken worker serves the next message; nothing of the old run comes with it.
         ack = await client.ask("message", content="count 20 1")
@@ -81,7 +81,7 @@ async def test_a_worker_that_freezes_before_its_first_event_is_replaced(tmp_path
             assert end["event"]["type"] == "RUN_FINISHED"
             assert client.text() == "attempt 2"
             frozen.signal(signal.SIGCONT)
-            frozen.wait_for_line("another attempt holds it")
+            frozen.wait_for_line("another claim holds it")
             await client.ask("cancel")
             assert seqs(client.events) == list(range(1, len(client.events) + 1))
             assert sum(e["event"]["type"] == "RUN_STARTED" for e in client.events) == 1

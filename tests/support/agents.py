@@ -2,6 +2,8 @@
 
 import asyncio
 
+import httpx
+
 from gateway.agents import Agent, Run
 
 counting = Agent("counting", description="Counts: `count N PAUSE_MS`, or holds its tongue")
@@ -24,3 +26,19 @@ async def answer(run: Run) -> None:
             await message.write(f"{number} ", tokens=1)
             await asyncio.sleep(pause_ms / 1000)
     run.usage(model="counting", input_tokens=3, output_tokens=count + 2)
+
+
+asking = Agent("asking", description="Asks a URL, continuing the trace: `get URL`; or fails")
+
+
+@asking.run
+async def ask(run: Run) -> None:
+    """What a connector does."""
+    command, *arguments = run.text.split()
+    if command == "fail":
+        raise RuntimeError(f"told to fail: {run.text}")
+    if command == "get":
+        async with httpx.AsyncClient() as http:
+            answer = await http.get(arguments[0], headers=run.trace_headers)
+        await run.say(str(answer.status_code))
+    run.usage(provider="test", model="asking-1", input_tokens=3, output_tokens=7)

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import msgspec
@@ -84,6 +85,7 @@ class Node:
             service=service,
             hub=self.hub,
             probe=self.probe,
+            sockets=self.probe,
             wheel=self.wheel,
             clock=time.monotonic,
             limits=limits,
@@ -110,6 +112,7 @@ class Node:
             ],
             probes=health.routes(self.readiness),
             admin_port=admin_port,
+            middleware=[],
         )
 
     async def overview(self) -> bytes:
@@ -145,7 +148,7 @@ async def serving(limits: ConnectionLimits | None = None, **options: object) -> 
             uvicorn.Config(
                 node.app,
                 http=HttpProtocol,
-                ws=WebSocketProtocol,
+                ws=partial(WebSocketProtocol, probe=node.probe),
                 ws_max_size=64 * 1024,
                 ws_per_message_deflate=False,
                 lifespan="off",

@@ -142,6 +142,7 @@ class LittleBus:
         role: str = "-",
         code: str = "-",
         ts_ms: int = 1000,
+        since_ms: int = 0,
     ) -> int:
         """One event into the log, and its push onto the channel. Answers its seq."""
         session = self.sessions[key]
@@ -150,7 +151,9 @@ class LittleBus:
         frame = (
             b'{"type":"event","seq":%d,"ts":%d,"run_id":"%s","event":' % (seq, ts_ms, run.encode())
         ) + msgspec.json.encode(event)
-        header = f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run 0 {code}"
+        header = (
+            f"{seq} {session.epoch} {run} {kind} {ts_ms} {out} {into} {role} run {since_ms} {code}"
+        )
         raw = header.encode() + b"\n" + frame + b"}"
         session.log.append(raw)
         if kind == "S":
@@ -425,6 +428,7 @@ class CountingProbe:
         self.facts: Counter[str] = Counter()
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.waits: list[tuple[str, float]] = []
         self.breakers: dict[str, tuple[int, int]] = {}
 
     def connection_opened(self, tenant: str) -> None:
@@ -468,9 +472,51 @@ class CountingProbe:
         self.facts["output"] += output
         self.facts["input"] += into
 
-    def run_ended(self, role: str, delivery_s: float) -> None:
+    def run_ended(
+        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+    ) -> None:
         self.facts["runs ended"] += 1
         self.deliveries.append(delivery_s)
+        if took_s is not None:
+            self.waits.append((f"{kind} {task} {code}", took_s))
+
+    def run_claimed(self, waited_s: float) -> None:
+        self.waits.append(("claimed", waited_s))
+
+    def first_event(self, waited_s: float) -> None:
+        self.waits.append(("first event", waited_s))
+
+    def opened(self, outcome: str, seconds: float) -> None:
+        self.facts[f"opened {outcome}"] += 1
+
+    def message_failed(self, tenant: str, role: str, code: str) -> None:
+        self.facts[f"failed {tenant} {role} {code}"] += 1
+
+    def run_forced(self, ref: RunRef, code: str) -> None:
+        self.facts[f"forced {code}"] += 1
+
+    def socket_opened(self) -> None:
+        self.facts["sockets"] += 1
+
+    def socket_closed(self) -> None:
+        self.facts["sockets"] -= 1
+
+    def handshake(self, result: str) -> None:
+        self.facts[f"handshake {result}"] += 1
+
+    def disconnected(self, code: int, reason: str) -> None:
+        self.facts[f"disconnected {code} {reason}"] += 1
+
+    def frame_received(self, size_bytes: int) -> None:
+        self.facts["frames in"] += 1
+        self.facts["bytes in"] += size_bytes
+
+    def frames_sent(self, count: int, size_bytes: int) -> None:
+        self.facts["frames out"] += count
+        self.facts["bytes out"] += size_bytes
+
+    def rate_limited(self) -> None:
+        self.facts["rate limited"] += 1
 
 
 class ManualClock:

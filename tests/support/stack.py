@@ -13,7 +13,7 @@ import httpx
 
 from support.bus import running_server
 from support.databases import new_history
-from support.net import free_port
+from support.net import HTTP, free_port
 from support.witness import PROCESS_NAME
 
 DEMO = "gateway.agents.demo:agent"
@@ -21,7 +21,6 @@ COUNTING = "support.agents:counting"
 _TESTS = Path(__file__).parent.parent  # so that a worker finds support.agents
 _START_TIMEOUT_S = 45.0
 _STOP_TIMEOUT_S = 30.0
-_HTTP_TIMEOUT_S = 30.0
 
 
 class Process:
@@ -211,15 +210,13 @@ class Stack:
 
     def get(self, path: str, number: int = 0) -> dict[str, list[dict[str, int]]]:
         """GET of a node, as JSON."""
-        response = httpx.get(self.url_of(number) + path, timeout=_HTTP_TIMEOUT_S)
+        response = HTTP.get(self.url_of(number) + path)
         response.raise_for_status()
         return response.json()
 
     def metrics(self, number: int = 0) -> dict[str, float]:
         """What a node's `/metrics` says now: series to value."""
-        lines = httpx.get(
-            self.url_of(number) + "/metrics", timeout=_HTTP_TIMEOUT_S
-        ).text.splitlines()
+        lines = HTTP.get(self.url_of(number) + "/metrics").text.splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {series: float(value) for series, value in pairs}
 
@@ -237,7 +234,7 @@ class Stack:
             assert node.popen.poll() is None, f"{node.name} ended:\n{node.output()}"
             assert time.monotonic() < deadline, f"{node.name} never served:\n{node.output()}"
             try:
-                if httpx.get(self.url_of(number) + "/health/readiness").status_code == 200:
+                if HTTP.get(self.url_of(number) + "/health/readiness").status_code == 200:
                     return
             except httpx.TransportError:
                 pass

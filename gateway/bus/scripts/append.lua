@@ -8,7 +8,8 @@
 --       was applied; entry and push are made in one step, the frame built here and only here.
 
 local run_id, claim_id, ordinal = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local run = get(run_key(run_id), 'status', 'attempt', 'claim_id', 'ordinal', 'events', 'bytes')
+local run = get(run_key(run_id), 'status', 'attempt', 'claim_id', 'ordinal', 'events', 'bytes',
+  'created_ms', 'restarts')
 if run.claim_id ~= claim_id or (run.status ~= 'running' and run.status ~= 'cancelling') then
   return fence(get(K.session, 'epoch'), run, claim_id, ordinal)
 end
@@ -32,8 +33,11 @@ end
 
 local epoch = redis.call('HGET', K.session, 'epoch')
 local entries, bytes = {}, 0
+-- The first event tells how long its message waited for it. What a restarted run answers had one.
+local since = run.events == '0' and run.restarts == '' and run.created_ms or nil
 for i = applied + 1, count do
-  local entry = emit(epoch, run_id, 'E', ARGV[5 + i * 2], { out = ARGV[4 + i * 2] })
+  local entry = emit(epoch, run_id, 'E', ARGV[5 + i * 2], { out = ARGV[4 + i * 2], since = since })
+  since = nil
   entries[#entries + 1] = entry
   bytes = bytes + #entry
   tokens = tokens + tonumber(ARGV[4 + i * 2])

@@ -25,8 +25,10 @@ if not again then
   local deadline = run.deadline_ms ~= '' and tonumber(run.deadline_ms)
     or now + tonumber(timeout_ms)
   run.deadline_ms = int(deadline)
+  local claimed_ms = run.claimed_ms ~= '' and run.claimed_ms or int(now)  -- the first time
   redis.call('HSET', run_key(run_id), 'status', 'running', 'attempt', attempt, 'claim_id',
-    run.claim_id, 'worker', worker, 'claimed_ms', int(now), 'deadline_ms', int(deadline), 'restartable', ARGV[6])
+    run.claim_id, 'worker', worker, 'claimed_ms', claimed_ms, 'deadline_ms', run.deadline_ms,
+    'restartable', ARGV[6])
   if session.state ~= 'ended' then
     redis.call('HSET', K.session, 'state', 'running')
   end
@@ -35,7 +37,7 @@ if not again then
   set_due('lease', run_id, now + tonumber(lease_ms))
   set_due('timeout', run_id, deadline)
   if run.started == '' then
-    publish({ begin_run(session, run_id, run, limits) })
+    publish({ begin_run(session, run_id, run, limits, run.queued_ms) })
   end
 end
 return { attempt, run.claim_id, session.user, session.agent, run_input(run_id, run), session.shared_state,

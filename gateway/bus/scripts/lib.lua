@@ -183,14 +183,14 @@ local function fence(session, run, claim_id, ordinal)
   return refuse('fenced')
 end
 
--- Appends one event; `o` has out, into, role, task, claimed, code where they apply. Answers the entry
+-- Appends one event; `o` has out, into, role, task, since, code where they apply. Answers the entry
 -- (header LF frame), which the caller publishes.
 local function emit(epoch, run_id, kind, event, o)
   o = o or {}
   local seq = int(redis.call('HINCRBY', K.session, 'seq', 1))
   local entry = table.concat({
     seq, epoch, run_id, kind, int(now), o.out or '0', o.into or '0', o.role or '-', o.task or '-',
-    o.claimed and o.claimed ~= '' and o.claimed or '0', o.code or '-',
+    o.since and o.since ~= '' and o.since or '0', o.code or '-',
   }, ' ') .. '\n{"type":"event","seq":' .. seq .. ',"ts":' .. int(now) .. ',"run_id":"' .. run_id
     .. '","event":' .. event .. '}'
   redis.call('XADD', K.log, seq .. '-0', 'e', entry)

@@ -59,7 +59,8 @@ end
 
 -- RUN_STARTED, and the run's new messages into the transcript: once, at the first claim or, for a
 -- run that no worker ever got, at its end. What a restarted run answers is in the transcript already.
-local function begin_run(session, run_id, run, limits)
+-- `since`: when it became its turn, where a worker ends the waiting.
+local function begin_run(session, run_id, run, limits, since)
   local parent = ''
   if run.restarts ~= '' then
     parent = '","parentRunId":"' .. run.restarts
@@ -68,7 +69,7 @@ local function begin_run(session, run_id, run, limits)
   end
   local entry = emit(session.epoch, run_id, 'S', '{"type":"RUN_STARTED","threadId":"'
     .. string.match(ident, ':(.+)$') .. '","runId":"' .. run_id .. parent .. '","input":'
-    .. run_input(run_id, run) .. '}', { task = run.task })
+    .. run_input(run_id, run) .. '}', { task = run.task, since = since })
   redis.call('HSET', run_key(run_id), 'started', 1, 'first_seq',
     redis.call('HGET', K.session, 'seq'))
   return entry
@@ -107,8 +108,8 @@ local function retire_session(session)
 end
 
 local RUN_FIELDS = { 'status', 'agent', 'messages', 'message_list', 'fields', 'resume', 'task',
-  'traceparent', 'created_ms', 'claimed_ms', 'attempt', 'claim_id', 'ordinal', 'events', 'bytes', 'tokens',
-  'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
+  'traceparent', 'created_ms', 'queued_ms', 'claimed_ms', 'attempt', 'claim_id', 'ordinal', 'events',
+  'bytes', 'tokens', 'started', 'first_seq', 'worker', 'deadline_ms', 'cancelled', 'dispatches', 'restartable',
   'restarts', 'said', 'cut' }
 
 local function get_run(run_id)
@@ -131,7 +132,7 @@ local function write_end(session, run_id, run, limits, o)
     end
   end
   entries[#entries + 1] = emit(session.epoch, run_id, o.kind, o.event,
-    { out = o.out, into = o.into, role = role, task = run.task, claimed = run.claimed_ms,
+    { out = o.out, into = o.into, role = role, task = run.task, since = run.claimed_ms,
       code = header_word(o.code) })
   publish(entries)
 

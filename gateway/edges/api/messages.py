@@ -103,6 +103,16 @@ class MessageCalls:
         return MessageList(messages, messages_cursor(page.following) if page.following else None)
 
     async def _send(self, call: Call[MessageCreate, None]) -> RunAccepted:
+        try:
+            return await self._say(call)
+        except Refused as refused:
+            self._probe.message_failed(call.who.tenant, "user", refused.code)
+            raise
+        except Exception:
+            self._probe.message_failed(call.who.tenant, "user", ErrorCode.INTERNAL)
+            raise
+
+    async def _say(self, call: Call[MessageCreate, None]) -> RunAccepted:
         started, body = self._clock(), call.body
         view = await self._service.find(call.who, call.path["session_id"])
         frame = Message(

@@ -121,12 +121,8 @@ class Operation(Generic[BodyT, QueryT]):
         Raises:
             Refused: as in `codes`.
         """
-        who = authenticate(request.headers, None)
-        with log_context(
-            tenant_id=who.tenant,
-            session_id=request.path_params.get("session_id"),
-            request_id=request.headers.get("x-request-id", "")[:128] or None,
-        ):
+        who = request.scope["user"] = authenticate(request.headers, None)
+        with log_context(tenant_id=who.tenant, session_id=request.path_params.get("session_id")):
             traceparent = request.headers.get("traceparent", "")
             call = Call(
                 who=who,

@@ -40,7 +40,7 @@ def table(parts: Parts) -> list[Operation[Any, Any]]:
     """Every operation."""
     history = SessionHistory(parts.archive, parts.sessions)
     return [
-        *SessionCalls(parts.service, history).operations(),
+        *SessionCalls(parts.service, history, parts.probe, parts.clock).operations(),
         *MessageCalls(parts.service, history, parts.probe, parts.clock).operations(),
         *ReportCalls(parts.service, parts.directory, parts.archive, parts.now_ms).operations(),
     ]

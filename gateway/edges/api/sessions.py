@@ -25,6 +25,8 @@ from gateway.session.errors import Refused
 from gateway.session.history import SessionHistory
 from gateway.session.ids import derived, uuid7
 from gateway.session.model import SessionView
+from gateway.session.ports import Clock
+from gateway.session.probe import Probe
 from gateway.session.service import SessionService
 from protocol.codes import ErrorCode
 from protocol.frames import Close
@@ -35,9 +37,13 @@ _canonical = msgspec.json.Encoder(order="sorted").encode
 class SessionCalls:
     """Sessions: create, list, read, end, erase."""
 
-    def __init__(self, service: SessionService, history: SessionHistory) -> None:
+    def __init__(
+        self, service: SessionService, history: SessionHistory, probe: Probe, clock: Clock
+    ) -> None:
         self._service = service
         self._history = history
+        self._probe = probe
+        self._clock = clock
 
     def operations(self) -> list[Operation[Any, Any]]:
         """Their rows of the table."""
@@ -100,7 +106,7 @@ class SessionCalls:
         ]
 
     async def _create(self, call: Call[SessionCreate, None]) -> Session:
-        who, body = call.who, call.body
+        started, who, body = self._clock(), call.who, call.body
         if body.user_id not in (None, who.user):
             # Else the session would belong to somebody whom no socket could prove to be.
             raise Refused(ErrorCode.FORBIDDEN, f"you are user {who.user!r} here", param="user_id")
@@ -119,6 +125,8 @@ class SessionCalls:
             elif refused.code == ErrorCode.ID_CONFLICT:
                 refused.param = "Idempotency-Key"
             raise
+        bound = self._probe.session(who.tenant, view.agent)
+        bound.opened("created", self._clock() - started)
         with log_context(session_id=view.key.session_id):
             logger.bind(agent_id=view.agent, user_id=view.user).info("session created")
         call.headers["Location"] = f"/api/v1/sessions/{view.key.session_id}"

@@ -52,7 +52,7 @@ async def test_a_session_is_created(client, node):
         "cursor": {"epoch": "e1", "seq": 0},
     }
     assert response.headers["location"] == f"/api/v1/sessions/{session_id}"
-    assert node.probe.facts == {"created": 1, "active": 1}
+    assert node.probe.facts == {"created": 1, "active": 1, "opened created": 1}
 
 
 async def test_what_becomes_of_runs_without_clients_is_said_at_the_creation(client, node):

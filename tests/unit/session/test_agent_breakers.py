@@ -3,7 +3,7 @@
 import pytest
 from support.little_bus import KEY, CountingProbe
 
-from gateway.session.agent_breakers import SPAN_S, AgentBreakers
+from gateway.session.agent_breakers import QUIET_S, SPAN_S, AgentBreakers
 from gateway.session.breaker import BreakerState
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -54,6 +54,36 @@ def test_five_failed_runs_in_a_row_open_it(breakers: AgentBreakers, clock: Clock
     assert 5000 <= caught.value.retry_after_ms <= 6251
 
 
+def test_when_its_pause_is_over_it_shows_so_though_nobody_asks(
+    breakers: AgentBreakers, clock: Clock, probe: CountingProbe
+) -> None:
+    """An alert on open breakers would go on for an agent to which nobody writes any more."""
+    fail(breakers, clock)
+    breakers.look()
+    assert probe.breakers["agent:demo"] == (OPEN, 5)
+    clock.now += 10
+    breakers.look()
+    assert probe.breakers["agent:demo"] == (HALF_OPEN, 5)
+    assert breakers.state("acme", "demo") is HALF_OPEN
+    breakers.admit("acme", "demo")
+    with pytest.raises(Refused):
+        breakers.admit("acme", "demo")  # it was no probe that the look let through
+
+
+def test_who_failed_and_is_not_asked_again_is_forgotten_in_the_end(
+    breakers: AgentBreakers, clock: Clock, probe: CountingProbe
+) -> None:
+    fail(breakers, clock, "acme")
+    clock.now += QUIET_S / 2
+    fail(breakers, clock, "other", times=1)
+    clock.now += QUIET_S / 2 + 1
+    breakers.look()
+    assert probe.breakers["agent:demo"] == (CLOSED, 1), "what is left is the other tenant's"
+    clock.now += QUIET_S
+    breakers.look()
+    assert probe.breakers["agent:demo"] == (CLOSED, 0)
+
+
 @pytest.mark.parametrize("code", ["internal", "worker_lost", "timeout", "no_worker"])
 def test_what_is_a_failure(breakers: AgentBreakers, clock: Clock, code: str) -> None:
     for _ in range(5):
@@ -99,8 +129,8 @@ def test_no_tenant_shuts_an_agent_for_another(breakers: AgentBreakers, clock: Cl
 def test_the_metric_shows_the_worst(
     breakers: AgentBreakers, clock: Clock, probe: CountingProbe
 ) -> None:
-    fail(breakers, clock, "acme")
     fail(breakers, clock, "other", times=2)
+    fail(breakers, clock, "acme")
     assert probe.breakers["agent:demo"] == (OPEN, 5)
     breakers.ended("acme", "demo", "F", "-")
     assert probe.breakers["agent:demo"] == (CLOSED, 2)

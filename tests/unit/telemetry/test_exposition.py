@@ -79,7 +79,9 @@ def test_any_label_value_parses_back_to_itself(tenant: str, agent: str):
     assert samples["nooble_orchestrator_tokens_total", frozenset(tokens)] == 7
     bucket = {("tenant_id", tenant), ("agent_id", agent), ("le", "+Inf")}
     assert ("nooble_orchestrator_session_duration_seconds_bucket", frozenset(bucket)) in samples
-    assert {name for name, _ in samples if not name.startswith("nooble_orchestrator_")} == set()
+    assert {
+        name for name, _ in samples if not name.startswith(("nooble_orchestrator_", "process_"))
+    } == set()
 
 
 def test_a_lone_surrogate_is_replaced_and_never_breaks_a_scrape():
@@ -97,7 +99,9 @@ def test_promtool_accepts_hostile_label_values():
         telemetry.connection_opened(value)
         session = telemetry.session(value, value)
         session.tokens(1, 2)
-        session.run_ended("assistant", 0.3)
+        session.run_ended("X", "assistant", "no such code", "run", 1.0, 0.3)
+        telemetry.message_failed(value, "user", value)
+        telemetry.http.served(value, value, 200, 0.1)
     text, _ = telemetry.render()
     command = [promtool, "check", "metrics"]
     run = subprocess.run(command, input=text, capture_output=True, check=False)

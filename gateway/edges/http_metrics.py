@@ -1,0 +1,51 @@
+"""Counts and times HTTP requests, by the template of their route."""
+
+from collections.abc import Callable
+
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.session.ports import Clock
+
+Served = Callable[[str, str, int, float], None]
+"""Hears the method, the template, the status and the seconds to the end of the answer."""
+
+UNMATCHED = "unmatched"
+_BROKE, _CLIENT_IS_GONE = 500, 499
+
+
+class HttpMetrics:
+    """ASGI middleware, to be put in front of all other that may answer."""
+
+    def __init__(self, app: ASGIApp, *, served: Served, clock: Clock) -> None:
+        self._app = app
+        self._served = served
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = self._clock(), 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except BaseException:
+            status = status or _BROKE
+            raise
+        finally:
+            seconds = self._clock() - started
+            self._served(scope["method"], template_of(scope), status or _CLIENT_IS_GONE, seconds)
+
+
+def template_of(scope: Scope) -> str:
+    """The route that answered the request, as it was declared; its values never show."""
+    route = scope.get("route")
+    return route.path_format if isinstance(route, Route | Mount) else UNMATCHED

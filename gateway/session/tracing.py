@@ -1,0 +1,162 @@
+"""Traces as the flow sees them: one verb for each thing that takes time; how it is called and what
+it says of itself, `gateway.telemetry` knows.
+
+A span is current while its context is entered, and so the parent of what is begun within. Where it
+leaves the process, in a record that crosses Redis or in a header, its `traceparent` (W3C Trace
+Context) names it. Nothing is traced on the path of an event.
+"""
+
+from collections.abc import MutableMapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from gateway.session.model import AgentInfo, Claim, SessionKey
+
+Fact = str | int | float | bool
+
+
+class Span(Protocol):
+    """Something that takes time. An exception that leaves it makes it a failure, and passes on."""
+
+    @property
+    def traceparent(self) -> str:
+        """Its name for others; empty when there is none."""
+        ...
+
+    def tell(self, **facts: Fact | None) -> None:
+        """What is known of it only now; None says nothing."""
+        ...
+
+    def fail(self, error_type: str) -> None:
+        """It went wrong: an error code of the wire, or the name of an exception's class."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        stack: TracebackType | None,
+    ) -> None: ...
+
+
+class Accepting(Span, Protocol):
+    """A message on its way into Redis. Its `traceparent` is what the run's record carries."""
+
+    def accepted(self) -> None:
+        """It has made its run, whose span goes on until `Tracer.run_ended`."""
+        ...
+
+
+class CallTracer(Protocol):
+    """Traces what a dependency is asked."""
+
+    def calling(self, service: str, operation: str) -> Span:
+        """A call of `redis` or `database`; traced only within another span."""
+        ...
+
+
+class Tracer(CallTracer, Protocol):
+    """Traces what a node does."""
+
+    def request(self, scope: MutableMapping[str, Any]) -> Span:
+        """An HTTP request, from its ASGI scope; what became of it is told."""
+        ...
+
+    def connecting(self, traceparent: str) -> Span:
+        """A client opens or joins a session over its WebSocket; begun within `traceparent`."""
+        ...
+
+    def accepting(
+        self, key: SessionKey, agent: str, run_id: str, *, traceparent: str, connection: str
+    ) -> Accepting:
+        """The orchestration of one run begins: within the current span, else within `traceparent`.
+
+        `connection` is the `traceparent` of the connection that it came over, if any.
+        """
+        ...
+
+    def run_ended(self, run_id: str, kind: str, code: str) -> None:
+        """A run's terminal event passed; `kind` and `code` as in `entry`."""
+        ...
+
+    def tell(self, **facts: Fact | None) -> None:
+        """Of the current span."""
+        ...
+
+
+class AgentTracer(CallTracer, Protocol):
+    """Traces what a worker does."""
+
+    def processing(self, claim: Claim) -> Span:
+        """A run in the hands of a worker, from its claim to its end, within the claim's trace."""
+        ...
+
+    def invoking(self, agent: AgentInfo, claim: Claim) -> Span:
+        """The call of the agent's function."""
+        ...
+
+
+class ProcessTracer(Tracer, AgentTracer, Protocol):
+    """Traces whatever the process does."""
+
+
+class _NoSpan:
+    """Nothing is traced: what came with a `traceparent` passes it on as it is."""
+
+    __slots__ = ("traceparent",)
+
+    def __init__(self, traceparent: str = "") -> None:
+        self.traceparent = traceparent
+
+    def tell(self, **facts: Fact | None) -> None: ...
+
+    def fail(self, error_type: str) -> None: ...
+
+    def accepted(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        stack: TracebackType | None,
+    ) -> None: ...
+
+
+NO_SPAN = _NoSpan()
+
+
+class _Untraced:
+    """Implements `Tracer` and `AgentTracer` where no traces are wanted."""
+
+    def calling(self, service: str, operation: str) -> Span:
+        return NO_SPAN
+
+    def request(self, scope: MutableMapping[str, Any]) -> Span:
+        return NO_SPAN
+
+    def connecting(self, traceparent: str) -> Span:
+        return NO_SPAN
+
+    def accepting(
+        self, key: SessionKey, agent: str, run_id: str, *, traceparent: str, connection: str
+    ) -> Accepting:
+        return _NoSpan(traceparent)
+
+    def run_ended(self, run_id: str, kind: str, code: str) -> None: ...
+
+    def tell(self, **facts: Fact | None) -> None: ...
+
+    def processing(self, claim: Claim) -> Span:
+        return NO_SPAN
+
+    def invoking(self, agent: AgentInfo, claim: Claim) -> Span:
+        return _NoSpan(claim.traceparent)
+
+
+UNTRACED = _Untraced()
+"""For a process that traces nothing."""

@@ -1,0 +1,86 @@
+"""The process's own series: read when they are rendered, but for the event loop's lag."""
+
+import asyncio
+import io
+import os
+import time
+from typing import Any
+
+import psutil
+import pytest
+from loguru import logger
+
+from gateway.telemetry.catalogue import PREFIX
+from gateway.telemetry.logs import configure_logging
+from gateway.telemetry.metrics import Telemetry
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> Any:
+    return telemetry.registry.get(name).get(labels)
+
+
+def test_the_process_is_shown_as_it_is_when_it_is_rendered():
+    telemetry = Telemetry(version="1")
+    telemetry.render()
+    cpu = value(telemetry, "process_cpu_seconds_total")
+    fds = value(telemetry, "process_open_fds")
+    assert 0 < cpu <= sum(os.times()[:2])
+    assert abs(value(telemetry, "process_start_time_seconds") - time.time()) < 24 * 3600
+    assert 10_000_000 < value(telemetry, "process_resident_memory_bytes") < 10_000_000_000
+    assert 3 <= fds <= value(telemetry, "process_max_fds")
+    assert abs(fds - psutil.Process().num_fds()) <= 2
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+    telemetry.render()
+    for number in opened:
+        os.close(number)
+    assert value(telemetry, "process_open_fds") >= fds + 10
+    assert value(telemetry, "process_cpu_seconds_total") >= cpu
+
+
+async def test_a_loop_that_is_held_up_is_late():
+    telemetry = Telemetry(version="1")
+    name = PREFIX + "event_loop_lag_seconds"
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(telemetry.watch_loop())
+        await asyncio.sleep(0)
+        time.sleep(0.4)  # that is the fault
+        while not value(telemetry, name)["count"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        watching.cancel()
+    late = value(telemetry, name)
+    assert late["sum"] >= 0.25
+    assert late[0.25] < late["count"]
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+def test_log_lines_are_counted_by_level_from_zero_and_what_is_dropped_too(stream: io.StringIO):
+    logs = configure_logging(level="INFO", style="json", stream=stream, max_pending_bytes=100)
+    telemetry = Telemetry(version="1", logs=logs)
+    telemetry.render()
+    assert value(telemetry, PREFIX + "log_messages_total", level="WARNING") == 0
+    assert value(telemetry, PREFIX + "logs_dropped_total") == 0
+    logger.debug("not shown")
+    logger.warning("one")
+    logger.warning("two")
+    logger.critical("three")
+    telemetry.render()
+    logs.close()
+    shown = {
+        level: value(telemetry, PREFIX + "log_messages_total", level=level)
+        for level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    }
+    assert shown == {"DEBUG": 0, "INFO": 0, "WARNING": 2, "ERROR": 0, "CRITICAL": 1}
+    assert value(telemetry, PREFIX + "logs_dropped_total") == 3, "none fits into 100 bytes"
+
+
+def test_the_connections_to_redis_are_shown_by_role():
+    telemetry = Telemetry(version="1")
+    telemetry.redis(commands_up=True, pubsub_up=False, reconnects=2, subscriber_reconnects=0)
+    telemetry.redis(commands_up=True, pubsub_up=True, reconnects=2, subscriber_reconnects=1)
+    for role, reconnects in (("commands", 2), ("pubsub", 1)):
+        assert value(telemetry, PREFIX + "redis_up", role=role) == 1
+        assert value(telemetry, PREFIX + "redis_reconnects_total", role=role) == reconnects

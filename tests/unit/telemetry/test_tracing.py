@@ -1,0 +1,279 @@
+"""Traces cost nothing where nobody wants them, and where nobody takes them nothing but spans."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.collector import collecting
+
+import gateway
+from gateway.session.context import current_ids, log_context
+from gateway.session.errors import CannotStart, Refused
+from gateway.session.model import SessionKey
+from gateway.session.tracing import UNTRACED
+from gateway.telemetry import spans
+from gateway.telemetry.spans import KnownIds, Spans
+from gateway.telemetry.tracing import open_tracer
+from protocol.codes import ErrorCode
+
+KEY = SessionKey("acme", "s-1")
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BUSY = """
+import asyncio, json, sys, time
+from gateway.session.model import SessionKey
+from gateway.telemetry.logs import configure_logging
+from gateway.telemetry.tracing import open_tracer
+
+async def main(endpoint):
+    slowest = 0.0
+    with open_tracer(endpoint, version="1") as tracer:
+        for number in range(60):
+            began = time.monotonic()
+            for _ in range(6):
+                with tracer.accepting(
+                    SessionKey("t", "s"), "a", f"r{number}", traceparent="", connection=""
+                ):
+                    pass
+            await asyncio.sleep(0.001)
+            slowest = max(slowest, time.monotonic() - began)
+        leaving = time.monotonic()
+    return slowest, time.monotonic() - leaving
+
+logs = configure_logging(level="INFO", style="json", stream=sys.stderr)
+said = [asyncio.run(main(endpoint)) for endpoint in sys.argv[1:]]
+logs.close()
+print(json.dumps([*said, time.monotonic()]), flush=True)
+"""
+
+
+def run_script(script: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    root = str(Path(gateway.__path__[0]).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def exported() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracer(exported: InMemorySpanExporter) -> Spans:
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(KnownIds())
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    return Spans(provider.get_tracer("test"))
+
+
+def accepting(tracer: Any, run_id: str = "r-1", traceparent: str = PARENT) -> Any:
+    return tracer.accepting(KEY, "demo", run_id, traceparent=traceparent, connection="")
+
+
+def test_without_an_endpoint_neither_sdk_nor_exporter_is_loaded() -> None:
+    script = """
+import sys
+import gateway.app, gateway.server
+from gateway.telemetry.tracing import open_tracer
+with open_tracer(None, version="1") as tracer:
+    wanted = "grpc", "opentelemetry.exporter", "opentelemetry.sdk.trace"
+    print([name for name in sys.modules if name.startswith(wanted)])
+"""
+    process = run_script(script)
+    assert process.communicate(timeout=60) == ("[]\n", "")
+
+
+def test_what_is_not_traced_passes_a_traceparent_on_as_it_came() -> None:
+    with accepting(UNTRACED, traceparent="anything") as span:
+        span.tell(x=1)
+        span.fail("internal")
+        span.accepted()
+    assert span.traceparent == "anything"
+    assert UNTRACED.calling("redis", "open").traceparent == ""
+
+
+def test_without_the_extra_the_start_fails_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    with (
+        pytest.raises(CannotStart, match=r"^OTLP_ENDPOINT: .*'nooble-gateway\[otlp\]'$"),
+        open_tracer("127.0.0.1:4317", version="1"),
+    ):
+        pass
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """Takes connections, and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_an_ill_collector_delays_nothing_and_is_told_of_once() -> None:
+    """One takes connections and is silent, one never answers, one refuses: more spans than may wait
+    in the queue cost neither the loop nor the exit. On the path each would cost ten seconds.
+    """
+    with silent() as endpoint, collecting() as hangs, collecting() as refuses:
+        hangs.hanging = refuses.refusing = True
+        endpoints = endpoint, hangs.endpoint, refuses.endpoint
+        process = run_script(
+            BUSY,
+            *endpoints,
+            OTEL_BSP_SCHEDULE_DELAY="50",
+            OTEL_BSP_MAX_QUEUE_SIZE="256",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="64",
+        )
+        out, err = process.communicate(timeout=60)
+        gone = time.monotonic()
+    assert process.returncode == 0
+    assert hangs.calls, "it was asked"
+    assert refuses.calls
+    *said, last = json.loads(out)
+    assert len(said) == len(endpoints)
+    for slowest, leaving in said:
+        assert slowest < 5
+        assert leaving < 2 + 1, "two seconds, and what a busy machine takes"
+    assert gone - last < 5
+    messages = [json.loads(line)["message"] for line in err.splitlines()]
+    told = "the collector takes no traces; they are lost until it does"
+    assert messages.count(told) <= len(endpoints)
+    assert {message.partition(",")[0] for message in messages} <= {
+        told,
+        "Queue full",
+        "Overriding of current TracerProvider is not allowed",  # there are three only here
+    }
+
+
+# --- the root of a run ----------------------------------------------------------------------------
+
+
+def names(exported: InMemorySpanExporter) -> list[str]:
+    return [span.name for span in exported.get_finished_spans()]
+
+
+def test_a_runs_span_lasts_until_its_terminal_event(
+    tracer: Spans, exported: InMemorySpanExporter
+) -> None:
+    with accepting(tracer) as span:
+        span.accepted()
+    assert names(exported) == ["publish agent:{agent}"]
+    tracer.run_ended("another", "F", "-")
+    tracer.run_ended("r-1", "C", "-")
+    tracer.run_ended("r-1", "C", "-")
+    assert names(exported)[1:] == ["run demo"]
+    run = exported.get_finished_spans()[1]
+    assert run.attributes is not None
+    assert run.attributes["nooble.run.status"] == "cancelled"
+    assert run.status.is_unset
+
+
+def test_an_end_that_passes_before_the_acceptance_is_answered_is_its_end(
+    tracer: Spans, exported: InMemorySpanExporter
+) -> None:
+    with accepting(tracer) as span:
+        tracer.run_ended("r-1", "X", "timeout")
+        span.accepted()
+    tracer.close()
+    assert sorted(names(exported)) == ["publish agent:{agent}", "run demo"]
+    [run] = [span for span in exported.get_finished_spans() if span.name == "run demo"]
+    assert run.attributes is not None
+    assert run.attributes["error.type"] == "timeout"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_makes_no_run_is_over_at_once(
+    tracer: Spans, exported: InMemorySpanExporter, refused: bool
+) -> None:
+    try:
+        with accepting(tracer):
+            if refused:
+                raise Refused(ErrorCode.BUSY, "a run is open")
+    except Refused:
+        pass
+    assert names(exported) == ["publish agent:{agent}", "run demo"]
+    found = [(span.attributes or {}).get("error.type") for span in exported.get_finished_spans()]
+    assert found == (["busy"] * 2 if refused else [None] * 2)
+    tracer.close()
+    assert len(names(exported)) == 2
+
+
+def test_open_runs_are_bounded_and_those_of_a_node_that_leaves_say_so(
+    tracer: Spans, exported: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "MOST_RUNS", 2)
+    for number in range(3):
+        with accepting(tracer, f"r-{number}") as span:
+            span.accepted()
+    tracer.close()
+    ends = {
+        (span.attributes or {})["task_id"]: (span.attributes or {})["nooble.run.status"]
+        for span in exported.get_finished_spans()
+        if span.name == "run demo"
+    }
+    assert ends == {"r-0": "unknown", "r-1": "left", "r-2": "left"}
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-xyz", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
+def test_a_malformed_traceparent_begins_a_trace(tracer: Spans, traceparent: str) -> None:
+    with accepting(tracer, traceparent=traceparent) as span:
+        assert int(span.traceparent[-2:], 16) & 1, "sampled"
+        assert len(span.traceparent) == len(PARENT)
+
+
+# --- below it -------------------------------------------------------------------------------------
+
+
+def test_calls_are_spans_only_within_one_and_never_for_each_event(
+    tracer: Spans, exported: InMemorySpanExporter
+) -> None:
+    with tracer.calling("redis", "open"):
+        pass
+    with (
+        accepting(tracer),
+        tracer.calling("redis", "append"),
+        tracer.calling("redis", "renew"),
+        pytest.raises(ZeroDivisionError),
+        tracer.calling("database", "read"),
+    ):
+        _ = 1 / 0
+    first, *rest = exported.get_finished_spans()
+    assert (first.name, len(rest)) == ("database read", 2)
+    assert first.attributes is not None
+    assert first.attributes["error.type"] == "ZeroDivisionError"
+    assert first.attributes["task_id"] == "r-1"
+    assert not first.events, "an exception's text may be a user's"
+
+
+def test_log_lines_stand_in_the_current_span_and_keep_what_became_known_in_it(
+    tracer: Spans, exported: InMemorySpanExporter
+) -> None:
+    assert current_ids().trace_id is None
+    inner = log_context(tenant_id="acme")
+    with tracer.connecting(PARENT) as span:
+        inner.__enter__()
+        assert current_ids().trace_id == PARENT[3:35]
+        assert current_ids().span_id == span.traceparent[36:52]
+        span.tell(session_id="\ud800", task_id=None)
+    assert current_ids().trace_id is current_ids().span_id is None
+    assert current_ids().tenant_id == "acme"
+    inner.__exit__(None, None, None)
+    assert current_ids().tenant_id is None
+    [connected] = exported.get_finished_spans()
+    assert connected.attributes is not None
+    assert connected.attributes["session_id"] == "?", "or it could not be sent"
