@@ -256,8 +256,8 @@ class _Stopper:
 
 
 async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
-    from gateway.app import open_archive, open_bus, redis_url
     from gateway.demo_worker import DemoWorker
+    from gateway.opening import open_archive, open_bus, redis_url
     from gateway.server import bind, serve_node, url_of
     from gateway.telemetry.tracing import open_tracer
 
@@ -321,7 +321,8 @@ async def _worker(
     with_parent: bool,
 ) -> None:
     from gateway.agents.loading import load_agent
-    from gateway.app import open_bus, redis_url, serve_agent
+    from gateway.app import serve_agent
+    from gateway.opening import open_bus, redis_url
     from gateway.telemetry.tracing import open_tracer
 
     stopper = _Stopper()
@@ -343,10 +344,10 @@ async def _worker(
 
 
 async def _migrate(settings: Settings, to: str) -> None:
-    from gateway.app import history_place
     from gateway.archive.database import Database
     from gateway.archive.migrate import migrate
     from gateway.archive.schema import VERSION
+    from gateway.opening import history_place
 
     database = Database(history_place(settings))
     try:
