@@ -88,7 +88,7 @@ class Hub:
         self._tracer = tracer
         self._feeds: dict[SessionKey, Feed] = {}
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
-        self.breakers = AgentBreakers(clock, probe.breaker_moved)
+        self.breakers = AgentBreakers(clock, probe.breaker_moved, probe.agent_left_alone)
         self._homes = Homes(
             sessions,
             node,

@@ -102,6 +102,11 @@ class Telemetry:
         """Somebody came who may not be served."""
         self._auth_failures[reason].inc()
 
+    def agent_left_alone(self, tenant: str, agent: str) -> None:
+        """A tenant's runs of an agent failed in a row: its breaker has opened."""
+        with log_context(tenant_id=tenant):
+            logger.bind(agent_id=agent).warning("an agent fails in a row and is left alone")
+
     def message_failed(self, tenant: str, role: Role, code: str) -> None:
         """A frame or request was refused. Who has no principal yet has no tenant."""
         if tenant:

@@ -18,7 +18,7 @@ from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import Applications, compose
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
