@@ -95,6 +95,10 @@ class SessionProbe(Protocol):
         """A frame with reported tokens passed."""
         ...
 
+    def pushed(self, delivery_s: float) -> None:
+        """A push came, so long after it was published: by two clocks, so perhaps before that."""
+        ...
+
     def opened(self, outcome: Outcome, seconds: float) -> None:
         """Who asked for the session was answered after so many seconds."""
         ...

@@ -426,6 +426,7 @@ class CountingProbe:
 
     def __init__(self) -> None:
         self.facts: Counter[str] = Counter()
+        self.pushes = 0
         self.deliveries: list[float] = []
         self.durations: list[float] = []
         self.waits: list[tuple[str, float]] = []
@@ -467,6 +468,9 @@ class CountingProbe:
 
     def message_accepted(self, role: str, seconds: float) -> None:
         self.facts[f"messages {role}"] += 1
+
+    def pushed(self, delivery_s: float) -> None:
+        self.pushes += 1
 
     def tokens(self, output: int, into: int) -> None:
         self.facts["output"] += output
