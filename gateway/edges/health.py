@@ -14,6 +14,8 @@ Check = Callable[[], Awaitable[object]]
 FALL = 2
 """So many failures in a row make a dependency ill; one success makes it well again."""
 
+_FIRST_S = 0.05
+
 
 class Readiness:
     """The state of the dependencies, looked at in the background: a probe never waits for them.
@@ -54,12 +56,14 @@ class Readiness:
         )
 
     async def run(self) -> None:
-        """Checks until it is cancelled."""
+        """Checks until it is cancelled; often at first: what is needed is about to be there."""
+        wait_s = _FIRST_S
         while True:
             async with asyncio.TaskGroup() as tasks:
                 for name, check in self._checks.items():
                     tasks.create_task(self._look(name, check))
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(min(wait_s, self._interval_s))
+            wait_s = min(wait_s * 2, self._interval_s)
 
     async def _look(self, name: str, check: Check) -> None:
         try:
