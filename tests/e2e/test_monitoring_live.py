@@ -37,11 +37,7 @@ OWN = {"up", "ALERTS", "ALERTS_FOR_STATE"}
 """What Prometheus itself makes."""
 AWAITED = {
     f"nooble_orchestrator_{name}"
-    for name in (
-        "agent_slots",
-        "agent_workers",
-        *(f"pubsub_delivery_seconds{end}" for end in ("_bucket", "_count", "_sum")),
-    )
+    for name in (*(f"pubsub_delivery_seconds{end}" for end in ("_bucket", "_count", "_sum")),)
 }
 """Nobody moves them yet."""
 LOAD_S, PATIENCE_S = 5.0, 45.0
@@ -271,7 +267,7 @@ async def test_a_redis_that_hangs_again_and_again_raises_high_latency(
         await fires_and_clears(prometheus, repeating(hang), "HighLatency")
 
 
-async def test_a_crowd_without_a_worker_raises_high_session_count(
+async def test_a_crowd_without_a_worker_raises_queue_backlog_and_high_session_count(
     world: World, prometheus: Prometheus
 ) -> None:
     @asynccontextmanager
@@ -285,4 +281,4 @@ async def test_a_crowd_without_a_worker_raises_high_session_count(
         finally:
             world.worker.signal(signal.SIGCONT)
 
-    await fires_and_clears(prometheus, waiting(), "HighSessionCount")
+    await fires_and_clears(prometheus, waiting(), "QueueBacklog", "HighSessionCount")
