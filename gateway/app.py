@@ -6,9 +6,8 @@ to, and nothing of theirs outlives them.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -22,13 +21,11 @@ from gateway.agents.worker import Worker
 from gateway.archive.archiver import Archiver
 from gateway.bus import keys
 from gateway.bus.bus import Bus
-from gateway.bus.connection import Reconnects, check_server, create_client
-from gateway.bus.embedded import embedded_server
 from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import compose
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
 from gateway.edges.tracing import Traced
@@ -37,15 +34,15 @@ from gateway.session.breaker import BreakerState
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
-from gateway.session.errors import CannotStart, Unavailable
+from gateway.session.errors import Unavailable
 from gateway.session.fleet import Fleet
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
+from gateway.session.queues import Queues
 from gateway.session.service import SessionService
-from gateway.session.tracing import UNTRACED, AgentTracer, CallTracer, Tracer
+from gateway.session.tracing import UNTRACED, AgentTracer, Tracer
 from gateway.session.wheel import Wheel
-from gateway.settings import Settings
 from gateway.telemetry.console import Console
 from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
@@ -57,92 +54,6 @@ if TYPE_CHECKING:
 SPREAD_S = 5.0
 """The clients of a node that stops leave spread over this time, and those who had to leave at one
 moment come back so."""
-
-
-@asynccontextmanager
-async def redis_url(settings: Settings) -> AsyncGenerator[str]:
-    """The server to use: the configured one, or the embedded one for as long as we live.
-
-    Raises:
-        UnusableRedis: with one line for a person.
-    """
-    if settings.redis_url is not None:
-        yield settings.redis_url
-        return
-    async with embedded_server(settings.data_dir) as url:
-        # A worker in another directory would have a server of its own, and talk to nobody.
-        place = str(settings.data_dir.resolve())
-        logger.bind(GATEWAY_DATA_DIR=place).info("uses the embedded server of its data directory")
-        yield url
-
-
-@asynccontextmanager
-async def open_bus(
-    url: str, limits: Limits, *, ack_replicas: int = 0, tracer: CallTracer = UNTRACED
-) -> AsyncGenerator[Bus]:
-    """A bus on a server that has been checked.
-
-    Raises:
-        UnusableRedis: with one line for a person.
-    """
-    reconnects = Reconnects()
-    client = create_client(url, reconnects)
-    try:
-        replicas = await check_server(client, url)
-        if replicas < ack_replicas:
-            logger.bind(GATEWAY_ACK_REPLICAS=ack_replicas, replicas=replicas).warning(
-                "Redis has fewer replicas than must confirm a message: all will be unavailable"
-            )
-        yield Bus(client, limits, ack_replicas=ack_replicas, reconnects=reconnects, tracer=tracer)
-    finally:
-        await client.aclose()
-
-
-HISTORY_FILE = "history.db"
-"""In the data directory, where no `DATABASE_URL` is set."""
-
-
-def history_place(settings: Settings) -> str | Path:
-    """The archive's database: a URL, or a file of ours.
-
-    Raises:
-        CannotStart: with one line for a person.
-    """
-    if settings.database_url is not None:
-        return settings.database_url
-    folder = settings.data_dir.resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotStart(f"GATEWAY_DATA_DIR={folder}: {error.strerror}") from None
-    return folder / HISTORY_FILE
-
-
-@asynccontextmanager
-async def open_archive(
-    settings: Settings, limits: Limits, *, tracer: CallTracer = UNTRACED
-) -> "AsyncGenerator[Archive]":
-    """The archive on its database, with the schema that is needed if it answers.
-
-    Our own file is brought up to date, a configured database only when that is asked for, since
-    gateways of several versions may use it.
-
-    Raises:
-        CannotStart: with one line for a person.
-    """
-    from gateway.archive import archive  # and SQLAlchemy with it: a worker starts without
-
-    async with archive.open_archive(
-        history_place(settings),
-        limits,
-        migrates=settings.database_url is None or settings.database_migrate,
-        now_ms=now_ms,
-        retention_days=settings.retention_days,
-        retention_tenants=settings.retention_tenants,
-        report=report,
-        tracer=tracer,
-    ) as opened:
-        yield opened
 
 
 class Node:
@@ -189,6 +100,9 @@ class Node:
             clock=time.monotonic,
             report=report,
         )
+        self._queues = Queues(
+            dispatch=bus.runs.dispatch, queues=bus.queues, probe=telemetry.queues, report=report
+        )
         eraser = Eraser(history=archive.history, journal=bus.journal, endings=self._endings)
         self._hub = Hub(
             sessions=bus.sessions,
@@ -201,6 +115,7 @@ class Node:
             now_ms=now_ms,
             wheel=self._wheel,
             report=report,
+            on_run_cut=self._queues.over,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
             tracer=tracer,
         )
@@ -227,7 +142,7 @@ class Node:
         self._sweep = Sweep(
             deadlines=bus.deadlines,
             sessions=bus.sessions,
-            queue=bus.runs,
+            queue=self._queues,
             probe=telemetry,
             beat=self._beat,
             adopt=self._hub.take_home,
@@ -238,7 +153,7 @@ class Node:
         )
         service = SessionService(
             sessions=bus.sessions,
-            queue=bus.runs,
+            queue=self._queues,
             directory=bus.directory,
             hub=self._hub,
             endings=self._endings,
@@ -321,6 +236,7 @@ class Node:
             self._hub.run(),
             self._beat.run(),
             self._sweep.run(),
+            self._queues.run(),
             self._endings.run(),
             self._archiver.run(),
             self._archive.retention.run(),
@@ -362,7 +278,7 @@ class Node:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
 
-    def _render_metrics(self) -> tuple[bytes, str]:
+    async def _render_metrics(self) -> tuple[bytes, str]:
         bus = self._bus
         self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
@@ -372,7 +288,7 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return self.telemetry.render()
+        return await self.telemetry.render_in_turns()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -117,6 +117,24 @@ def chat(
 
 
 @app.command()
+def top(
+    url: Annotated[
+        str, typer.Option(help="The gateway; its admin port, if it has one.", show_default="ours")
+    ] = "",
+    once: Annotated[bool, typer.Option("--once", help="One plain table, for scripts.")] = False,
+) -> None:
+    """Shows in the terminal how the fleet does."""
+    from gateway.top import run_top
+
+    settings, _ = _settings()
+    port = settings.admin_port or settings.port
+    try:
+        run_top(url or f"http://{settings.host}:{port}", once=once)
+    except CannotStart as error:
+        _fail(str(error))
+
+
+@app.command()
 def migrate(
     to: Annotated[
         str, typer.Option(help="A version to go up or down to; `base` removes all history.")
@@ -242,8 +260,8 @@ class _Stopper:
 
 
 async def _node(settings: Settings, limits: Limits, *, with_demo: bool) -> None:
-    from gateway.app import open_archive, open_bus, redis_url
     from gateway.demo_worker import DemoWorker
+    from gateway.opening import open_archive, open_bus, redis_url
     from gateway.server import bind, serve_node, url_of
     from gateway.telemetry.tracing import open_tracer
 
@@ -307,7 +325,8 @@ async def _worker(
     with_parent: bool,
 ) -> None:
     from gateway.agents.loading import load_agent
-    from gateway.app import open_bus, redis_url, serve_agent
+    from gateway.app import serve_agent
+    from gateway.opening import open_bus, redis_url
     from gateway.telemetry.tracing import open_tracer
 
     stopper = _Stopper()
@@ -329,10 +348,10 @@ async def _worker(
 
 
 async def _migrate(settings: Settings, to: str) -> None:
-    from gateway.app import history_place
     from gateway.archive.database import Database
     from gateway.archive.migrate import migrate
     from gateway.archive.schema import VERSION
+    from gateway.opening import history_place
 
     database = Database(history_place(settings))
     try:
@@ -357,6 +376,7 @@ def _settings(**overrides: Any) -> tuple[Settings, Limits]:
 def _start(settings: Settings, main_task: _Main, *, answers: bool = False) -> None:
     """Runs a process to its end. A foreseen fault is one line and exit code 1."""
     import uvloop
+    from loguru import logger
 
     from gateway.telemetry.logs import configure_logging
 
@@ -368,6 +388,11 @@ def _start(settings: Settings, main_task: _Main, *, answers: bool = False) -> No
         uvloop.run(main_task())
     except CannotStart as error:
         failure = str(error)
+    except (typer.Exit, KeyboardInterrupt):
+        raise
+    except Exception as error:  # noqa: BLE001 - a log line like all others, not a stack on stderr
+        logger.opt(exception=error).critical("the process failed")
+        raise typer.Exit(1) from None
     finally:
         logs.close()
     if failure:

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from gateway.app import open_archive, open_bus, redis_url
 from gateway.archive.errors import HistoryAway
 from gateway.bus import keys
+from gateway.opening import open_archive, open_bus, redis_url
 from gateway.session.archive import DeadLetter, EntryId, Journal
 from gateway.session.errors import CannotStart, Unavailable
 from gateway.session.model import Limits

@@ -15,8 +15,11 @@ from gateway.telemetry import catalogue
 SLOT_S = 2
 """The time that each number of a plot stands for."""
 
-SLOTS = 150
-"""Numbers of a plot: five minutes."""
+SHOWN = 150
+"""Slots that are shown: five minutes."""
+
+SLOTS = SHOWN + 30
+"""Numbers of a plot: those that are shown, and the minute before, for the first rates."""
 
 PLOTS = ("connections", "sessions", "messages", "tokens", "failures")
 """The first two are as of a slot's end, the others what came within it."""
@@ -70,7 +73,7 @@ class Summary(msgspec.Struct, omit_defaults=True):
     Attributes:
         sessions: those that have their home there, by tenant.
         slot: the number of the last slot, since the epoch; the plots end with it.
-        latencies: how many values fell into each bucket in the time of the plots.
+        latencies: how many values fell into each bucket in the time that is shown.
     """
 
     node: str
@@ -137,7 +140,7 @@ class Overview(msgspec.Struct):
         asked: the node that says this.
         silent_s: for how long Redis has not told of the other nodes; 0 when it has just now.
         plots: of the slots that ended at `end_s`, since the epoch, and before.
-        totals: of each plot, its sum; of connections and sessions what there is now.
+        totals: what came in the time that is shown.
     """
 
     asked: str
@@ -182,7 +185,7 @@ def merge(asked: Summary, others: Iterable[Summary], silent_s: float) -> Overvie
         messages_per_minute=sum(plots["messages"][-_SLOTS_A_MINUTE:]),
         tokens_per_second=sum(tokens) / (SLOT_S * _SLOTS_OF_A_RATE),
         failures_per_minute=sum(plots["failures"][-_SLOTS_A_MINUTE:]),
-        totals={name: sum(plots[name]) for name in ("messages", "tokens", "failures")},
+        totals={name: sum(plots[name][-SHOWN:]) for name in ("messages", "tokens", "failures")},
         slot_s=SLOT_S,
         end_s=(slot + 1) * SLOT_S,
         plots=plots,

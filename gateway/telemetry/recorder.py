@@ -1,4 +1,4 @@
-"""What a node's metrics were in the last five minutes, and what it says of itself to the fleet."""
+"""What a node's metrics were in the last minutes, and what it says of itself to the fleet."""
 
 import asyncio
 from collections import deque
@@ -11,6 +11,7 @@ from gateway.telemetry.overview import (
     LATENCIES,
     MOST_ROWS,
     PLOTS,
+    SHOWN,
     SLOT_S,
     SLOTS,
     Agent,
@@ -59,7 +60,7 @@ class Recorder:
         self._plots = {name: deque([0], maxlen=SLOTS) for name in PLOTS}
         self._counted = dict.fromkeys(_GROWING, 0.0)
         self._buckets = {
-            name: deque([[0] * (len(metric.buckets) + 1)], maxlen=SLOTS + 1)
+            name: deque([[0] * (len(metric.buckets) + 1)], maxlen=SHOWN + 1)
             for name, (metric, _, _) in LATENCIES.items()
         }
 

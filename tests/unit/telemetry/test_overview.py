@@ -11,6 +11,7 @@ from gateway.telemetry.console import Console
 from gateway.telemetry.metrics import Telemetry
 from gateway.telemetry.overview import (
     LATENCIES,
+    SHOWN,
     SLOTS,
     Agent,
     Overview,
@@ -88,7 +89,7 @@ async def test_latencies_are_of_the_last_five_minutes() -> None:
     await node.pass_slots()
     accepted = node.overview().latencies["accepted"]
     assert (accepted.count, accepted.p50) == (10, pytest.approx(0.00375))
-    await node.pass_slots(SLOTS - 1)
+    await node.pass_slots(SHOWN - 1)
     assert node.overview().latencies["accepted"].count == 10
     await node.pass_slots()
     accepted = node.overview().latencies["accepted"]
