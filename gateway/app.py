@@ -25,7 +25,7 @@ from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import compose
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.principal import anonymous, counting
 from gateway.edges.tracing import Traced
@@ -39,6 +39,7 @@ from gateway.session.fleet import Fleet
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.ids import uuid7
 from gateway.session.model import Limits
+from gateway.session.queues import Queues
 from gateway.session.service import SessionService
 from gateway.session.tracing import UNTRACED, AgentTracer, Tracer
 from gateway.session.wheel import Wheel
@@ -99,6 +100,9 @@ class Node:
             clock=time.monotonic,
             report=report,
         )
+        self._queues = Queues(
+            dispatch=bus.runs.dispatch, queues=bus.queues, probe=telemetry.queues, report=report
+        )
         eraser = Eraser(history=archive.history, journal=bus.journal, endings=self._endings)
         self._hub = Hub(
             sessions=bus.sessions,
@@ -111,6 +115,7 @@ class Node:
             now_ms=now_ms,
             wheel=self._wheel,
             report=report,
+            on_run_cut=self._queues.over,
             times=HubTimes(resume_grace_s=limits.resume_grace_s, node_lease_s=limits.node_lease_s),
             tracer=tracer,
         )
@@ -137,7 +142,7 @@ class Node:
         self._sweep = Sweep(
             deadlines=bus.deadlines,
             sessions=bus.sessions,
-            queue=bus.runs,
+            queue=self._queues,
             probe=telemetry,
             beat=self._beat,
             adopt=self._hub.take_home,
@@ -148,7 +153,7 @@ class Node:
         )
         service = SessionService(
             sessions=bus.sessions,
-            queue=bus.runs,
+            queue=self._queues,
             directory=bus.directory,
             hub=self._hub,
             endings=self._endings,
@@ -231,6 +236,7 @@ class Node:
             self._hub.run(),
             self._beat.run(),
             self._sweep.run(),
+            self._queues.run(),
             self._endings.run(),
             self._archiver.run(),
             self._archive.retention.run(),
@@ -272,7 +278,7 @@ class Node:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
 
-    def _render_metrics(self) -> tuple[bytes, str]:
+    async def _render_metrics(self) -> tuple[bytes, str]:
         bus = self._bus
         self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
@@ -282,7 +288,7 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return self.telemetry.render()
+        return await self.telemetry.render_in_turns()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

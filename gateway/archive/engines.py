@@ -81,6 +81,7 @@ def _sqlite(url: URL, where: str) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
         connect_args={"timeout": _LOCK_TIMEOUT_S, "factory": _SqliteConnection},
+        hide_parameters=True,  # in its errors: they are what people said
         pool_size=_CONNECTIONS,
         max_overflow=0,
         pool_timeout=_CONNECT_TIMEOUT_S,
@@ -117,6 +118,7 @@ def _postgresql(url: URL, where: str) -> AsyncEngine:
             max_overflow=0,
             pool_timeout=_CONNECT_TIMEOUT_S,
             pool_pre_ping=True,
+            hide_parameters=True,
         )
     except (ArgumentError, ValueError):
         raise UnusableDatabase(f"{where}: every host needs its port, a number") from None

@@ -39,7 +39,9 @@ async def migrate(database: Database, version: str = VERSION) -> tuple[str, str]
             raise UnusableDatabase(f"{database.where}: {error}") from None
         after = await schema_version(connection)
     if before != after:
-        logger.bind(before=before, after=after).info("the history's schema has been migrated")
+        logger.bind(database=database.where, before=before, after=after).info(
+            "the history's schema has been migrated"
+        )
     return before, after
 
 
@@ -60,4 +62,6 @@ async def prepare(database: Database, *, migrates: bool) -> None:
             raise UnusableDatabase(f"{database.where}: {error.why}") from None
         await migrate(database)
     except HistoryAway as error:
-        logger.bind(error=error.why).warning("the history does not answer; what comes waits")
+        logger.bind(database=database.where, error=error.why).warning(
+            "the history does not answer; what comes waits"
+        )

@@ -6,6 +6,7 @@ connection   `REDIS_URL` to a client: one server or a cluster; what is checked a
 scripts      the Lua scripts in `scripts/`, loaded once, called with bounded retry
 sessions     `Sessions`: a session's live state, for the node that serves its clients
 runs         `RunQueue`: from accepted runs to workers, and a run's life in their hands
+queues       `AgentQueues`: what waits for workers, as an onlooker sees it
 directory    `Directory`: which agents exist and who serves them
 journal      `Journal`: what waits for the archive
 erasure      `Erasure`: removes what lives of a session, and of a user

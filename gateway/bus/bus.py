@@ -7,6 +7,7 @@ from gateway.bus.erasure import RedisErasure
 from gateway.bus.fleet import RedisAnnouncements
 from gateway.bus.journal import RedisJournal
 from gateway.bus.notices import RedisNotices
+from gateway.bus.queues import RedisQueues
 from gateway.bus.runs import RedisRuns
 from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import RedisSessions
@@ -37,6 +38,7 @@ class Bus:
         self.sessions = RedisSessions(self.scripts, limits, ack_replicas=ack_replicas)
         self.runs = RedisRuns(self.scripts, limits)
         self.directory = RedisDirectory(self.scripts)
+        self.queues = RedisQueues(self.scripts, self.directory)
         self.deadlines = RedisDeadlines(self.scripts, self.directory, limits)
         self.announcements = RedisAnnouncements(self.scripts, limits)
         self.journal = RedisJournal(self.scripts, limits)

@@ -38,6 +38,10 @@ class RedisDirectory:
         known = await self._read()
         return list(await asyncio.gather(*(self.status(known[name]) for name in sorted(known))))
 
+    async def names(self) -> list[str]:
+        """Their names."""
+        return sorted(await self._read())
+
     async def status(self, info: AgentInfo) -> AgentStatus:
         """Who serves one agent now."""
         queued, *loads = await self._scripts.call("presence", keys.presence(info.name), "", 0, 0, 0)

@@ -12,6 +12,7 @@ from gateway.bus.scripts import Argument, Scripts
 from gateway.bus.sessions import encode_limits
 from gateway.session.ids import uuid7
 from gateway.session.model import AgentEvent, Claim, Ending, Lease, Limits, RunRef
+from gateway.session.queues import Waiting
 
 _SLACK_S = 60.0
 """How much longer than any run may wait its reference stays in a queue."""
@@ -31,15 +32,16 @@ class RedisRuns:
     async def _call(self, name: str, ref: RunRef, *arguments: Argument) -> list[Any]:
         return await self._scripts.call(name, keys.session(ref.session), ref.run_id, *arguments)
 
-    async def dispatch(self, ref: RunRef, agent: str) -> None:
+    async def dispatch(self, ref: RunRef, agent: str) -> Waiting:
         """Puts a run into its tenant's queue of the agent, once, and rings."""
-        await self._scripts.call(
+        depth, since = await self._scripts.call(
             "dispatch",
             keys.waiting(agent),
             keys.reference(ref),
             ref.tenant,
             self._stale_ms,
         )
+        return Waiting(depth, int(since or 0))
 
     async def take(self, agent: str, count: int) -> list[RunRef]:
         """At most `count` waiting runs, fairly over the tenants."""

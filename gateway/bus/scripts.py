@@ -58,7 +58,7 @@ _PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "TRYAGAI
 _EXPECTED = (*_PASSING, "MISCONF", "NOREPLICAS", "OOM")
 
 _STANDALONE = {
-    *("dispatch", "take", "presence", "beat", "announce"),
+    *("dispatch", "take", "presence", "beat", "announce", "survey", "withdraw"),
     *("forget", "bury", "replay", "drop_dead", "journal_state"),
 }
 _SHARED = ("lib", "journal", "runs")

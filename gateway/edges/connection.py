@@ -9,30 +9,25 @@ answers do not wait for Redis.
 import asyncio
 from contextlib import ExitStack
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import assert_never
 
 from loguru import logger
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from gateway.edges.principal import Authenticate
+from gateway.edges.edge import Edge
 from gateway.edges.refusals import close_code_of, complaint, refusal, role_of
 from gateway.edges.socket import EXTENSION, WebSocketProtocol
 from gateway.edges.tracing import request_id
 from gateway.session.context import log_context
 from gateway.session.errors import Refused
 from gateway.session.feed import Attachment
-from gateway.session.hub import Hub
 from gateway.session.limits import TokenBucket
 from gateway.session.model import Role, SessionView
-from gateway.session.outbox import LIMIT_BYTES, Outbox
-from gateway.session.ports import Clock
-from gateway.session.probe import Outcome, Probe, SocketProbe
-from gateway.session.service import SessionService
-from gateway.session.tracing import Tracer
-from gateway.session.wheel import Timer, Wheel
-from protocol.codec import MAX_CLIENT_FRAME_BYTES, ProtocolError, decode_client, encode
+from gateway.session.outbox import Outbox
+from gateway.session.probe import Outcome
+from gateway.session.wheel import Timer
+from protocol.codec import ProtocolError, decode_client, encode
 from protocol.codes import CloseCode, ErrorCode
 from protocol.connection import ConnectionState, next_state
 from protocol.frames import (
@@ -57,43 +52,13 @@ WRITE_BYTES = 64 * 1024
 _INTERNAL_ERROR = 1011
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionLimits:
-    """What one connection may do; the defaults are the documented ones."""
-
-    frame_bytes: int = MAX_CLIENT_FRAME_BYTES
-    outbox_bytes: int = LIMIT_BYTES
-    open_timeout_s: float = 10.0
-    stall_timeout_s: float = 30.0
-    messages_per_s: int = 10
-    message_burst: int = 20
-    flood: int = 100
-    heartbeat_s: float = 25.0
-    resume_ttl_s: float = 24 * 3600
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """What all connections of a node share."""
-
-    service: SessionService
-    hub: Hub
-    probe: Probe
-    sockets: SocketProbe
-    wheel: Wheel
-    clock: Clock
-    limits: ConnectionLimits
-    authenticate: Authenticate
-    tracer: Tracer
-
-
 class Connection:
     """One WebSocket, from the handshake to its end."""
 
-    def __init__(self, edge: "Edge", scope: Scope, receive: Receive) -> None:
+    def __init__(self, edge: Edge, scope: Scope, receive: Receive) -> None:
         limits = edge.limits
         self._edge = edge
-        self._scope = scope
+        self._headers = Headers(scope=scope)
         self._receive = receive
         self._socket: WebSocketProtocol = scope["extensions"][EXTENSION]["socket"]
         self._outbox = Outbox(self._flush_soon, limits.outbox_bytes)
@@ -264,11 +229,10 @@ class Connection:
             case Ping():
                 self._outbox.put(encode(Pong(frame.t)))
             case Open():
-                headers = Headers(scope=self._scope)
-                within = frame.traceparent or headers.get("traceparent", "")
+                within = frame.traceparent or self._headers.get("traceparent", "")
                 with self._edge.tracer.connecting(within) as span:
                     self._traceparent = span.traceparent
-                    await self._open(frame, headers, started)
+                    await self._open(frame, started)
                 self._context = copy_context()
             case Close():
                 await self._close(frame)
@@ -279,11 +243,11 @@ class Connection:
             case _:
                 assert_never(frame)
 
-    async def _open(self, frame: Open, headers: Headers, started: float) -> None:
+    async def _open(self, frame: Open, started: float) -> None:
         self._open_timer.cancel()
         edge, limits = self._edge, self._edge.limits
-        self._exit.enter_context(log_context(request_id=request_id(headers)))
-        who = edge.authenticate(headers, frame.token)
+        self._exit.enter_context(log_context(request_id=request_id(self._headers)))
+        who = edge.authenticate(self._headers, frame.token)
         self._tenant = who.tenant
         self._exit.enter_context(log_context(tenant_id=who.tenant))
         if (frame.agent is None) == (frame.session_id is None):

@@ -14,6 +14,8 @@ Check = Callable[[], Awaitable[object]]
 FALL = 2
 """So many failures in a row make a dependency ill; one success makes it well again."""
 
+_FIRST_S = 0.05
+
 
 class Readiness:
     """The state of the dependencies, looked at in the background: a probe never waits for them.
@@ -37,44 +39,45 @@ class Readiness:
         self._requires = frozenset(self._checks if requires is None else requires)
         self._interval_s = interval_s
         self._timeout_s = timeout_s
-        # Ill until the first success.
-        self._failures = dict.fromkeys(self._checks, FALL)
+        self._failures = dict.fromkeys(self._checks, 0)
+        self._well: set[str] = set()  # until its first success each is ill
         self.draining = False
 
     @property
     def checks(self) -> dict[str, str]:
         """`ok` or `error` by dependency."""
-        return {
-            name: "ok" if failures < FALL else "error" for name, failures in self._failures.items()
-        }
+        return {name: "ok" if name in self._well else "error" for name in self._checks}
 
     @property
     def ready(self) -> bool:
         """True when the node may be given clients."""
         return not self.draining and all(
-            failures < FALL for name, failures in self._failures.items() if name in self._requires
+            name in self._well for name in self._checks if name in self._requires
         )
 
     async def run(self) -> None:
-        """Checks until it is cancelled."""
+        """Checks until it is cancelled; often at first: what is needed is about to be there."""
+        wait_s = _FIRST_S
         while True:
             async with asyncio.TaskGroup() as tasks:
                 for name, check in self._checks.items():
                     tasks.create_task(self._look(name, check))
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(min(wait_s, self._interval_s))
+            wait_s = min(wait_s * 2, self._interval_s)
 
     async def _look(self, name: str, check: Check) -> None:
-        before = self._failures[name]
         try:
             async with asyncio.timeout(self._timeout_s):
                 await check()
         except Exception as error:  # noqa: BLE001 - any failure means that it is not well
-            self._failures[name] = min(before + 1, FALL)
-            if before == FALL - 1:
+            self._failures[name] += 1
+            if self._failures[name] == FALL:  # from the start, or having been well
+                self._well.discard(name)
                 logger.bind(dependency=name, error=repr(error)).warning("dependency is ill")
             return
         self._failures[name] = 0
-        if before >= FALL:
+        if name not in self._well:
+            self._well.add(name)
             logger.bind(dependency=name).info("dependency is well")
 
 

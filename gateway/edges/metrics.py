@@ -1,6 +1,6 @@
 """`/metrics`: Prometheus text. `/metrics/targets`: where all nodes show theirs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,14 +12,14 @@ _NOT_KEPT = {"Cache-Control": "no-store"}
 
 
 def routes(
-    render: Callable[[], tuple[bytes, str]], addresses: Callable[[], Mapping[str, str]]
+    render: Callable[[], Awaitable[tuple[bytes, str]]], addresses: Callable[[], Mapping[str, str]]
 ) -> list[Route]:
     """`render` answers the exposition and its content type, `addresses` host and port of each node
     by its id; they do no I/O.
     """
 
     async def metrics(_request: Request) -> Response:
-        body, content_type = render()
+        body, content_type = await render()
         return Response(body, headers={"Content-Type": content_type, **_NOT_KEPT})
 
     # https://prometheus.io/docs/prometheus/latest/http_sd/

@@ -6,7 +6,8 @@ from functools import partial
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from gateway.edges.connection import Connection, ConnectionLimits, Edge
+from gateway.edges.connection import Connection
+from gateway.edges.edge import ConnectionLimits, Edge
 from gateway.edges.principal import Authenticate, anonymous
 from gateway.edges.problem import problem
 from gateway.session.errors import Refused

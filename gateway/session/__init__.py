@@ -22,6 +22,7 @@ history     a user's sessions and messages: the archive, joined with what lives
 service     the verbs of a session: open, message, answer, tool result, cancel, close
 beat        this node's sign of life, and what it learns by it
 fleet       where the other nodes are, and what they say of themselves
+queues      what waits for workers: brought there, and looked at
 deadlines   the sweep: every due time of the fleet, acted on by any node
 ==========  =======================================================================================
 """

@@ -30,9 +30,17 @@ _SILENT = frozenset({ErrorCode.CANCELLED, ErrorCode.TOO_LARGE})
 class AgentBreakers:
     """Which agents are left alone for a while, since their runs fail in a row."""
 
-    def __init__(self, clock: Clock, on_change: Callable[[str, int, int], None]) -> None:
-        """`on_change` hears `agent:NAME`, the worst state of it and the most failures in a row."""
+    def __init__(
+        self,
+        clock: Clock,
+        on_change: Callable[[str, int, int], None],
+        on_open: Callable[[str, str], None],
+    ) -> None:
+        """`on_change` hears `agent:NAME`, the worst state of it and the most failures in a row;
+        `on_open` the tenant and the agent that is left alone from now on.
+        """
         self._clock = clock
+        self._on_open = on_open
         self._on_change = on_change
         # Only those whose last run failed.
         self._breakers: dict[str, dict[str, Breaker]] = {}
@@ -100,7 +108,10 @@ class AgentBreakers:
             breaker.watch(lambda _: self._tell(agent))
             self._breakers.setdefault(agent, {})[tenant] = breaker
             self._count += 1
+        was = breaker.state
         breaker.fail()
+        if was is BreakerState.CLOSED and breaker.state is BreakerState.OPEN:
+            self._on_open(tenant, agent)
 
     def _forget_closed(self) -> None:
         for agent, tenants in list(self._breakers.items()):

@@ -10,7 +10,7 @@ from gateway.session.beat import Beat
 from gateway.session.errors import Fenced, Refused, Rejected, Unavailable
 from gateway.session.log import Moved, events_of, read_stretch
 from gateway.session.model import Advanced, Due, Ending, RunRef, SessionKey
-from gateway.session.ports import Deadlines, RunQueue, Sessions
+from gateway.session.ports import Deadlines, Dispatcher, Sessions
 from gateway.session.probe import Probe
 from protocol.events import RunError, encode_event
 from protocol.transcript import Transcript
@@ -46,7 +46,7 @@ class Sweep:
         *,
         deadlines: Deadlines,
         sessions: Sessions,
-        queue: RunQueue,
+        queue: Dispatcher,
         probe: Probe,
         beat: Beat,
         adopt: Callable[[SessionKey, str, str], Awaitable[None]],

@@ -20,7 +20,7 @@ from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
 from gateway.session.log import PAGE
-from gateway.session.model import SessionKey, SessionView
+from gateway.session.model import RunRef, SessionKey, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.ports import Clock, Notices, Sessions
 from gateway.session.probe import Probe
@@ -67,10 +67,13 @@ class Hub:
         now_ms: Callable[[], int],
         wheel: Wheel,
         report: Callable[[str, Exception], None],
+        on_run_cut: Callable[[RunRef, str], None] = lambda _ref, _agent: None,
         times: HubTimes | None = None,
         tracer: Tracer = UNTRACED,
     ) -> None:
-        """`recall` asks the archive what a session that Redis lost begins with, see `History`."""
+        """`recall` asks the archive what a session that Redis lost begins with, see `History`;
+        `on_run_cut` hears of runs that failed or were cancelled, and of their agent.
+        """
         self._sessions = sessions
         self._notices = notices
         self._recall = recall
@@ -80,11 +83,12 @@ class Hub:
         self._now_ms = now_ms
         self._wheel = wheel
         self._report = report
+        self._on_run_cut = on_run_cut
         self._times = times or HubTimes()
         self._tracer = tracer
         self._feeds: dict[SessionKey, Feed] = {}
         self._queue: asyncio.Queue[Feed] = asyncio.Queue()
-        self.breakers = AgentBreakers(clock, probe.breaker_moved)
+        self.breakers = AgentBreakers(clock, probe.breaker_moved, probe.agent_left_alone)
         self._homes = Homes(
             sessions,
             node,
@@ -271,6 +275,8 @@ class Hub:
 
     def _run_ended(self, feed: Feed, entry: Entry) -> None:
         self.breakers.ended(feed.key.tenant, feed.agent, entry.kind, entry.code)
+        if entry.kind in "CX":  # it may have waited still
+            self._on_run_cut(RunRef(*feed.key, entry.run_id), feed.agent)
         self._tracer.run_ended(entry.run_id, entry.kind, entry.code)
 
     def _enqueue(self, feed: Feed) -> None:

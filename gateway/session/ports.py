@@ -27,6 +27,7 @@ from gateway.session.model import (
     SnapshotSource,
     WorkerInfo,
 )
+from gateway.session.queues import Waiting
 from protocol.frames import Cursor, OnDetach
 
 
@@ -139,6 +140,14 @@ class Deadlines(Protocol):
         ...
 
 
+class Dispatcher(Protocol):
+    """The way of accepted runs to where workers look for them. Raises `Unavailable`."""
+
+    async def dispatch(self, ref: RunRef, agent: str) -> object:
+        """Puts a run into its tenant's queue of the agent, once, and rings."""
+        ...
+
+
 class RunQueue(Protocol):
     """The way from accepted runs to workers, and a run's life in the hands of its worker.
 
@@ -146,8 +155,8 @@ class RunQueue(Protocol):
     once. Raises `Unavailable` when Redis does not answer, `Fenced` when the claim is stale.
     """
 
-    async def dispatch(self, ref: RunRef, agent: str) -> None:
-        """Puts a run into its tenant's queue of the agent, once, and rings."""
+    async def dispatch(self, ref: RunRef, agent: str) -> Waiting:
+        """Puts a run into its tenant's queue of the agent, once, and rings. Answers the queue."""
         ...
 
     async def take(self, agent: str, count: int) -> list[RunRef]:

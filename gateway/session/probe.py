@@ -144,6 +144,10 @@ class Probe(Protocol):
         """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
         ...
 
+    def agent_left_alone(self, tenant: str, agent: str) -> None:
+        """A tenant's runs of an agent failed in a row: its breaker has opened."""
+        ...
+
     def message_failed(self, tenant: str, role: Role, code: str) -> None:
         """A frame or request was refused; role `system` where it was no message."""
         ...

@@ -27,7 +27,7 @@ from gateway.session.model import (
     SessionKey,
     SessionView,
 )
-from gateway.session.ports import Directory, RunQueue, Sessions
+from gateway.session.ports import Directory, Dispatcher, Sessions
 from gateway.session.tracing import UNTRACED, Tracer
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
@@ -47,7 +47,7 @@ class SessionService:
         self,
         *,
         sessions: Sessions,
-        queue: RunQueue,
+        queue: Dispatcher,
         directory: Directory,
         hub: Hub,
         endings: Endings,

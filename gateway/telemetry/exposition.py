@@ -1,83 +1,97 @@
 """The Prometheus text exposition format, version 0.0.4, with every label value escaped.
 
 aioprometheus' own formatter writes label values as they are, so that a tenant named `a"} 1` could
-break or forge a scrape. The format: https://prometheus.io/docs/instrumenting/exposition_formats/
+break or forge a scrape; and it decodes each series' labels on each scrape. Here what stands ahead
+of a value is made once, and the text comes in pieces, between which the event loop has its turn.
+The format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
-# pyright: reportIncompatibleMethodOverride=false
-# `IFormatter` has no annotations, so that every method of it seems to return None.
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import msgspec
 from aioprometheus import collectors
-from aioprometheus.formats.base import IFormatter
+from aioprometheus.metricdict import MetricDict
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+LINES = 1000
+"""So many in a piece: about a millisecond."""
 
 _LABEL_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 Labels = Mapping[str, str]
+Heads = dict[Any, tuple[str, ...]]
+"""What stands ahead of the values of each series, by its key in aioprometheus' store."""
 
 
-class TextFormatter(IFormatter):
-    """Turns a registry of counters, gauges and histograms into text."""
+class TextFormatter:
+    """Turns a registry of counters, gauges and histograms into text, again and again."""
 
-    def get_headers(self) -> dict[str, str]:
-        """The HTTP headers of an answer in this format."""
-        return {"Content-Type": CONTENT_TYPE}
+    def __init__(self) -> None:
+        self._heads: dict[str, Heads] = {}
 
     def marshall(self, registry: collectors.Registry) -> bytes:
         """All metrics of the registry."""
+        return b"".join(self.pieces(registry))
+
+    def pieces(self, registry: collectors.Registry) -> Iterator[bytes]:
+        """The same, piece by piece.
+
+        Series may come, go and move in between: each stands in it once, as it was at one moment,
+        or not at all.
+        """
         lines: list[str] = []
         for collector in registry.get_all():
-            name, const_labels = collector.name, collector.const_labels
-            match collector:
-                case collectors.Counter() | collectors.Gauge():
-                    form = self._format_counter
-                case collectors.Histogram():
-                    form = self._format_histogram
-                case _:
-                    form = self._format_summary
+            name, kind = collector.name, collector.kind.name
             lines.append(f"# HELP {name} {collector.doc.translate(_HELP_ESCAPES)}")
-            lines.append(f"# TYPE {name} {collector.kind.name}")
-            for series in collector.get_all():
-                lines.extend(form(series, name, const_labels))
+            lines.append(f"# TYPE {name} {kind}")
+            store: dict[Any, Any] = _store_of(collector.values)
+            heads = self._heads.get(name, {})
+            if len(heads) > len(store):  # some are gone for good
+                heads = {}
+            self._heads[name] = heads
+            for key, value in list(store.items()):
+                head = heads.get(key)
+                if head is None:
+                    head = heads[key] = _heads_of(collector, key, value)
+                if len(head) == 1:
+                    lines.append(head[0] + _number(value))
+                else:
+                    numbers = (*value.buckets.values(), value.observations, value.sum)
+                    lines.extend(map(str.__add__, head, map(_number, numbers)))
+                if len(lines) >= LINES:
+                    lines.append("")
+                    yield "\n".join(lines).encode()
+                    lines = []
         lines.append("")
-        return "\n".join(lines).encode()
+        yield "\n".join(lines).encode()
 
-    def _format_counter(
-        self, counter: tuple[Labels, Any], name: str, const_labels: Labels
-    ) -> list[str]:
-        labels, value = counter
-        pairs = _label_pairs({**const_labels, **labels})
-        return [f"{name}{{{pairs}}} {_number(value)}" if pairs else f"{name} {_number(value)}"]
 
-    def _format_gauge(
-        self, gauge: tuple[Labels, Any], name: str, const_labels: Labels
-    ) -> list[str]:
-        return self._format_counter(gauge, name, const_labels)
+def _heads_of(collector: collectors.Collector, key: Any, value: Any) -> tuple[str, ...]:
+    name = collector.name
+    labels = {} if key == MetricDict.EMPTY_KEY else _labels(key)
+    pairs = _label_pairs({**collector.const_labels, **labels})
+    braced = f"{{{pairs}}}" if pairs else ""
+    match collector:
+        case collectors.Counter() | collectors.Gauge():
+            return (f"{name}{braced} ",)
+        case collectors.Histogram():
+            bucket = f'{name}_bucket{{{pairs}{"," if pairs else ""}le="'
+            bounds = (f'{bucket}{_bound(bound)}"}} ' for bound in value.buckets)
+            return (*bounds, f"{name}_count{braced} ", f"{name}_sum{braced} ")
+        case _:
+            raise TypeError(f"{name}: summaries cannot be added up over nodes; use a histogram")
 
-    def _format_histogram(
-        self, histogram: tuple[Labels, Any], name: str, const_labels: Labels
-    ) -> list[str]:
-        labels, values = histogram
-        pairs = _label_pairs({**const_labels, **labels})
-        bucket = f'{name}_bucket{{{pairs}{"," if pairs else ""}le="'
-        braced = f"{{{pairs}}}" if pairs else ""
-        return [
-            f'{bucket}{_bound(what)}"}} {value}'
-            if isinstance(what, float)
-            else f"{name}_{what}{braced} {_number(value)}"
-            for what, value in values.items()
-        ]
 
-    def _format_summary(
-        self, summary: tuple[Labels, Any], name: str, const_labels: Labels
-    ) -> list[str]:
-        raise TypeError(f"{name}: summaries cannot be added up over nodes; use a histogram")
+_labels = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def _store_of(series: Any) -> dict[Any, Any]:
+    """The dictionary in a `MetricDict`, which has no annotations."""
+    return series.store
 
 
 def _label_pairs(labels: Labels) -> str:

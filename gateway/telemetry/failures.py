@@ -3,7 +3,8 @@
 from protocol.codes import ErrorCode
 
 OTHER = "other"
-"""A code of an agent's own: there is no end to them."""
+"""A code of an agent's own: there is no end to them. Such an error is its answer, as the breakers
+take it, and nothing that we are to mend."""
 
 SERVERS = frozenset(
     {
@@ -15,7 +16,7 @@ SERVERS = frozenset(
         ErrorCode.INTERNAL,
     }
 )
-"""What we are to mend; what an agent invented is ours as well. All else is the sender's."""
+"""What we are to mend. All else is the sender's."""
 
 _CODES = frozenset(ErrorCode)
 
@@ -34,7 +35,7 @@ CALL_CODES = ("internal", "timeout", "worker_lost", "connection", "protocol", "r
 def failure_of(code: str) -> tuple[str, str]:
     """`error_class` and `error_code` for a message that was refused, or whose run failed."""
     known = code if code in _CODES else OTHER
-    return "server" if known in SERVERS or known == OTHER else "client", known
+    return "server" if known in SERVERS else "client", known
 
 
 def call_failure_of(code: str) -> str | None:

@@ -4,15 +4,16 @@ aioprometheus finds a series anew on each call: it checks the label names and se
 to JSON. A handle keeps the key that came of that, so that a move is one dictionary look-up, and
 every reader of aioprometheus (`collector.get`, its renderers) sees the value.
 
-Series and idleness: counters and histograms are never removed. A tenant's gauge that is zero when
-it is rendered is shown so once, and is removed at the next rendering if it is zero still, so that
-a graph comes down to zero before it ends. A handle outlives its series: the next move brings the
-series back. All of this runs on the event loop's thread.
+Series and idleness: counters and histograms are never removed. A tenant's gauge that was zero at
+every rendering for two minutes is, so that a graph comes down to zero before it ends, whoever
+draws it. A handle outlives its series: the next move brings the series back. All of this runs on
+the event loop's thread.
 """
 
+import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -24,6 +25,9 @@ from gateway.telemetry import catalogue
 
 Store = dict[Any, Any]
 """aioprometheus' series of one metric: value by opaque key."""
+
+IDLE_S = 120.0
+"""Longer than any Prometheus waits from scrape to scrape."""
 
 
 class BoundCounter:
@@ -113,15 +117,18 @@ class Series:
         registry: aioprometheus' registry, as its own tools want it.
     """
 
-    def __init__(self, metrics: Iterable[catalogue.Metric]) -> None:
+    def __init__(
+        self, metrics: Iterable[catalogue.Metric], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.registry = collectors.Registry()
         self._stores: dict[str, Store] = {}
-        self._zero_shown: dict[str, set[object]] = {}
+        self._zero_since: dict[str, dict[object, float]] = {}
         for metric in metrics:
             collector = _collector(metric, self.registry)
             self._stores[metric.name] = _store_of(collector.values)
             if isinstance(metric, catalogue.Gauge) and "tenant_id" in metric.labels:
-                self._zero_shown[metric.name] = set()
+                self._zero_since[metric.name] = {}
 
     def counter(
         self, metric: catalogue.Counter, *values: str, from_zero: bool = True
@@ -144,13 +151,14 @@ class Series:
         return store.setdefault(key, BoundHistogram(metric.buckets))
 
     def remove_idle(self) -> None:
-        """Removes the tenants' gauges that were zero the last time, too. Call before rendering."""
-        for name, shown in self._zero_shown.items():
+        """Removes the tenants' gauges that have been zero for long. Call before rendering."""
+        now = self._clock()
+        for name, since in self._zero_since.items():
             store = self._stores[name]
-            zero = {key for key, value in store.items() if value == 0}
-            for key in zero & shown:
-                del store[key]
-            self._zero_shown[name] = zero - shown
+            zero = {key: since.get(key, now) for key, value in store.items() if value == 0}
+            for key in [key for key, began in zero.items() if now - began >= IDLE_S]:
+                del store[key], zero[key]
+            self._zero_since[name] = zero
 
     def _find(self, metric: catalogue.Metric, values: tuple[str, ...]) -> tuple[Store, object]:
         # A lone surrogate has no place in UTF-8; aioprometheus would refuse it.

@@ -22,6 +22,7 @@ import atexit
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
@@ -30,8 +31,11 @@ import msgspec
 from loguru import logger
 
 from gateway.session.context import current_ids
+from gateway.session.masking import mask_secrets
 
 if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
     from loguru import Message, Record
 
 SERVICE = "agent-orchestrator"
@@ -173,7 +177,7 @@ def configure_logging(
 
     def sink(message: "Message") -> None:
         line = _text_line(message, colour=terminal) if as_text else _json_line(message)
-        logs.put(line, _level(message.record))
+        logs.put(mask_secrets(line), _level(message.record))
 
     global _current  # noqa: PLW0603 - loguru's logger is the process's, and so is its stream
     _current = logs
@@ -184,6 +188,7 @@ def configure_logging(
     )
     logs.on_close(lambda: logger.remove(handler_id))
     logs.on_close(_intercept_standard_logging(level))
+    logs.on_close(_intercept_hooks())
     atexit.register(logs.close)
     return logs
 
@@ -215,6 +220,30 @@ def _intercept_standard_logging(level: Level) -> Callable[[], None]:
     def restore() -> None:
         root.handlers[:] = handlers
         root.setLevel(former_level)
+
+    return restore
+
+
+def _intercept_hooks() -> Callable[[], None]:
+    """Likewise what Python would print: warnings, and exceptions that nobody can catch."""
+    former = warnings.showwarning, threading.excepthook, sys.unraisablehook
+
+    def warned(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        logger.bind(logger="warnings", category=category.__name__).warning(str(message))
+
+    def thread_failed(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None:
+            name = failed.thread.name if failed.thread else None
+            logger.opt(exception=failed.exc_value).bind(thread=name).error("a thread failed")
+
+    def unraisable(failed: "UnraisableHookArgs") -> None:
+        logger.opt(exception=failed.exc_value).error("an exception was raised to nobody")
+
+    warnings.showwarning = warned
+    threading.excepthook, sys.unraisablehook = thread_failed, unraisable
+
+    def restore() -> None:
+        warnings.showwarning, threading.excepthook, sys.unraisablehook = former
 
     return restore
 

@@ -7,7 +7,9 @@ Series start at zero as soon as their tenant, or tenant and agent, is known: exc
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
 """
 
+import asyncio
 import time
+from collections.abc import Callable
 
 from aioprometheus.collectors import Registry
 from loguru import logger
@@ -23,6 +25,7 @@ from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.logs import Logs
 from gateway.telemetry.process import ProcessMetrics
+from gateway.telemetry.queues import QueueMetrics
 from gateway.telemetry.services import RedisMetrics, ServiceCalls
 from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
@@ -40,6 +43,7 @@ class Telemetry:
 
     Attributes:
         registry: aioprometheus' registry that holds the metrics; nothing is global.
+        queues: what waits for workers, and who they are.
         sockets: the probe of the node's WebSockets.
         http: of its HTTP requests.
     """
@@ -52,9 +56,11 @@ class Telemetry:
         max_tenants: int = 200,
         max_agents: int = 100,
         logs: Logs | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`logs` is the stream of which it shows the counts."""
-        self._series = Series(catalogue.CATALOGUE)
+        self._series = Series(catalogue.CATALOGUE, clock)
+        self._formatter = TextFormatter()
         self.registry: Registry = self._series.registry
         overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
         self._tenants = _LabelValues(max_tenants, overflow)
@@ -79,6 +85,7 @@ class Telemetry:
         self._by_service: dict[str, _ServiceMetrics] = {}
         self._archive = _ArchiveMetrics(self._series)
         self._redis = RedisMetrics(self._series)
+        self.queues = QueueMetrics(self._series, self._tenants.label, self._agents.label)
         self._process = ProcessMetrics(self._series, logs)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
@@ -93,6 +100,11 @@ class Telemetry:
     def auth_failed(self, reason: AuthFailure) -> None:
         """Somebody came who may not be served."""
         self._auth_failures[reason].inc()
+
+    def agent_left_alone(self, tenant: str, agent: str) -> None:
+        """A tenant's runs of an agent failed in a row: its breaker has opened."""
+        with log_context(tenant_id=tenant):
+            logger.bind(agent_id=agent).warning("an agent fails in a row and is left alone")
 
     def message_failed(self, tenant: str, role: Role, code: str) -> None:
         """A frame or request was refused. Who has no principal yet has no tenant."""
@@ -148,7 +160,7 @@ class Telemetry:
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
         found = self._by_session.get(labels)
         if found is None:
-            found = SessionMetrics(self._series, self._of_tenant(labels[0]), *labels)
+            found = SessionMetrics(self._series, self._of_tenant(labels[0]), self.queues, *labels)
             self._by_session[labels] = found
             self._of_service(f"agent:{labels[1]}")
         return found
@@ -181,12 +193,26 @@ class Telemetry:
             state, failures
         )
 
-    def render(self) -> tuple[bytes, str]:
-        """All metrics as text, and its content type."""
+    def refresh(self) -> None:
+        """Brings up to date what is not moved inline; to be called before somebody looks."""
         self._series.remove_idle()
         self._archive.refresh()
+        self.queues.refresh()
         self._process.refresh()
-        return TextFormatter().marshall(self.registry), CONTENT_TYPE
+
+    def render(self) -> tuple[bytes, str]:
+        """All metrics as text, and its content type."""
+        self.refresh()
+        return self._formatter.marshall(self.registry), CONTENT_TYPE
+
+    async def render_in_turns(self) -> tuple[bytes, str]:
+        """The same; the event loop does what else it has to, every millisecond or so."""
+        self.refresh()
+        pieces = list[bytes]()
+        for piece in self._formatter.pieces(self.registry):
+            pieces.append(piece)
+            await asyncio.sleep(0)
+        return b"".join(pieces), CONTENT_TYPE
 
     def _of_service(self, label: str) -> "_ServiceMetrics":
         found = self._by_service.get(label)

@@ -5,6 +5,7 @@ from gateway.session.probe import Outcome, SessionEnd
 from gateway.telemetry import catalogue
 from gateway.telemetry.failures import CALL_CODES, SERVERS, call_failure_of, failure_of
 from gateway.telemetry.handles import BoundCounter, Series
+from gateway.telemetry.queues import QueueMetrics
 
 _RUN_STATUSES = {"F": "success", "I": "interrupt", "C": "cancelled", "X": "error"}
 """The values of `status` of a run, by the kind of its last entry."""
@@ -87,14 +88,25 @@ class SessionMetrics:
         "_first_event",
         "_init",
         "_input",
+        "_labels",
         "_of_tenant",
         "_output",
+        "_queues",
         "_runs",
         "_waited",
     )
 
-    def __init__(self, series: Series, of_tenant: TenantMetrics, tenant: str, agent: str) -> None:
+    def __init__(
+        self,
+        series: Series,
+        of_tenant: TenantMetrics,
+        queues: QueueMetrics,
+        tenant: str,
+        agent: str,
+    ) -> None:
         self._of_tenant = of_tenant
+        self._queues = queues
+        self._labels = tenant, agent
         self._created = series.counter(catalogue.SESSIONS_CREATED_TOTAL, tenant, agent)
         self._completed = {
             status: series.counter(catalogue.SESSIONS_COMPLETED_TOTAL, tenant, agent, status)
@@ -158,6 +170,7 @@ class SessionMetrics:
     def run_claimed(self, waited_s: float) -> None:
         """A run got its first worker."""
         self._waited.observe(waited_s)
+        self._queues.run_claimed(self._labels)
 
     def first_event(self, waited_s: float) -> None:
         """The agent's first event passed."""

@@ -5,6 +5,7 @@ from support.talk import Talk
 
 from gateway.bus.bus import Bus
 from gateway.session.model import AgentInfo, RunRef, WorkerInfo
+from gateway.session.queues import AgentLoad, Waiting
 
 
 def refs(tenant: str, count: int) -> list[RunRef]:
@@ -81,3 +82,46 @@ async def test_the_directory_knows_agents_and_who_serves_them(bus: Bus) -> None:
     await bus.directory.retire(first)
     [status] = [s for s in await bus.directory.agents() if s.info.name == talk.agent]
     assert (status.workers, status.slots, status.busy) == (1, 8, 1)
+
+
+async def load(bus: Bus, agent: str) -> AgentLoad:
+    """What an onlooker sees of one agent; others may be known from other tests."""
+    [found] = [load for load in await bus.queues.survey() if load.agent == agent]
+    return found
+
+
+async def test_an_onlooker_sees_what_waits_for_whom_and_since_when(bus: Bus) -> None:
+    agent = Talk(bus).agent
+    await bus.directory.announce(WorkerInfo("w1", AgentInfo(agent), slots=8, busy=3))
+    await bus.directory.announce(WorkerInfo("w2", AgentInfo(agent), slots=4, busy=4))
+    assert await load(bus, agent) == AgentLoad(agent, 2, 12, 7, {})
+    first = await bus.runs.dispatch(refs("acme", 2)[0], agent)
+    second = await bus.runs.dispatch(refs("acme", 2)[1], agent)
+    other = await bus.runs.dispatch(refs("other", 1)[0], agent)
+    assert (first.depth, second.depth, other.depth) == (1, 2, 1)
+    assert 0 < first.oldest_ms == second.oldest_ms <= other.oldest_ms
+    seen = await load(bus, agent)
+    assert seen.waiting == {"acme": second, "other": other}
+    await bus.runs.take(agent, 2)
+    assert set((await load(bus, agent)).waiting) == {"acme"}
+    await bus.directory.retire(WorkerInfo("w1", AgentInfo(agent), slots=8, busy=3))
+    assert (await load(bus, agent))[1:4] == (1, 4, 4)
+
+
+async def test_what_is_withdrawn_waits_no_more_and_holds_up_nobody(bus: Bus) -> None:
+    agent = Talk(bus).agent
+    await bus.directory.announce(WorkerInfo("w1", AgentInfo(agent), slots=8, busy=0))
+    first, second, third = refs("acme", 3)
+    [lonely] = refs("lonely", 1)
+    for ref in (first, second, third, lonely):
+        await bus.runs.dispatch(ref, agent)
+    never = RunRef("acme", "session", "never-dispatched")
+    for _ in range(2):  # a repetition changes nothing
+        await bus.queues.withdraw(agent, [first, lonely, never])
+    seen = (await load(bus, agent)).waiting
+    assert (set(seen), seen["acme"].depth) == ({"acme"}, 2)
+    back = await bus.runs.dispatch(lonely, agent)
+    assert back.depth == 1
+    assert await bus.runs.take(agent, 9) == [second, lonely, third]
+    assert (await load(bus, agent)).waiting == {}
+    assert await bus.runs.dispatch(first, agent) != Waiting(0, 0)

@@ -1,5 +1,6 @@
 """A run that lost its worker in the middle is made anew, when its agent says so; never for ever."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -88,6 +89,31 @@ async def test_what_kills_every_worker_is_given_up(talk: Talk) -> None:
     assert len(runs) == QUICK.max_attempts
     assert await talk.kinds() == "SEX" * len(runs)
     assert await talk.state() == "idle"
+
+
+async def test_a_message_has_one_first_event_however_often_it_is_answered(talk: Talk) -> None:
+    following = await lost(talk, await asked(talk))
+    assert following is not None
+    again = await claim(talk, following.run_id)
+    await talk.append(again, 0, "A")
+    await talk.finish(again, 1)
+    started, first, end, restarted, later, last = await talk.log()
+    assert 0 < first.since_ms <= started.ts_ms
+    assert later.since_ms == 0, "it had one"
+    assert (end.since_ms, last.since_ms) == (started.ts_ms, restarted.ts_ms)
+    assert restarted.since_ms >= end.ts_ms
+
+
+async def test_a_run_begins_once_however_often_it_is_claimed(talk: Talk) -> None:
+    held = await asked(talk)
+    assert await talk.bus.runs.hand_back(held.ref, held.claim_id)
+    await asyncio.sleep(0.02)
+    again = await claim(talk, held.ref.run_id)
+    await talk.append(again, 0, "A")
+    await talk.finish(again, 1)
+    started, first, end = await talk.log()
+    assert first.since_ms <= started.ts_ms
+    assert end.since_ms == started.ts_ms
 
 
 async def test_attempts_without_a_word_count_too(talk: Talk) -> None:

@@ -1,5 +1,6 @@
 """A run in the hands of its worker: one holder, each call applied once, order and completeness."""
 
+import asyncio
 import json
 
 import pytest
@@ -49,6 +50,38 @@ async def test_a_claim_carries_the_conversation(talk: Talk) -> None:
     assert following.state == b'{"step":1}'
     assert (following.user, following.agent) == (talk.user, talk.agent)
     assert [m["content"] for m in json.loads(following.run_input)["messages"]] == ["and then?"]
+
+
+async def test_entries_tell_since_when(talk: Talk) -> None:
+    """Of a wait for a worker, of a wait for the first event, and of the work: where each ends."""
+    claim = await talk.running()
+    await talk.append(claim, 0, "A", "B")
+    await talk.append(claim, 0, "A", "B", "C")
+    await talk.finish(claim, 3)
+    started, first, *later, end = await talk.log()
+    assert 0 < started.since_ms <= started.ts_ms
+    assert first.since_ms == started.since_ms, "it was its turn when it was accepted"
+    assert [entry.since_ms for entry in later] == [0, 0]
+    assert end.since_ms == started.ts_ms
+
+
+async def test_a_message_that_waits_for_its_turn_waits_for_no_worker_yet(talk: Talk) -> None:
+    claim = await talk.running()
+    following = await talk.message("next")
+    await asyncio.sleep(0.02)
+    await talk.finish(claim)
+    next_claim = await talk.claim(following.run_id)
+    assert next_claim is not None
+    await talk.append(next_claim, 0, "A")
+    *_, end, started, first = await talk.log()
+    assert started.since_ms >= end.ts_ms
+    assert first.since_ms < end.ts_ms, "its client waits since it was accepted"
+
+
+async def test_a_run_that_no_worker_had_waited_for_nothing_that_came(talk: Talk) -> None:
+    run_id = (await talk.message()).run_id
+    await talk.cancel(run_id)
+    assert [(entry.kind, entry.since_ms) for entry in await talk.log()] == [("S", 0), ("C", 0)]
 
 
 async def test_a_repeated_append_is_applied_once(talk: Talk) -> None:

@@ -4,11 +4,9 @@ written when it is back, once. Real processes, a real PostgreSQL, and SQLite as 
 
 import asyncio
 import json
-import os
 import resource
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -21,6 +19,7 @@ import pytest
 from redis import Redis
 from support.agents import expected
 from support.databases import PostgresServer, postgres_server
+from support.forked import run
 from support.history import rows
 from support.net import HTTP
 from support.socket import TERMINAL, Socket, socket
@@ -347,21 +346,12 @@ async def test_an_operator_sees_what_waits_and_replays_what_was_refused(folder: 
     with Stack.running(folder, agent=COUNTING) as stack:
 
         def gateway(*arguments: str) -> "subprocess.CompletedProcess[str]":
-            return subprocess.run(
-                [sys.executable, "-m", "gateway.cli", "archive", *arguments],
-                env={
-                    **os.environ,
-                    "REDIS_URL": stack.redis_url,
-                    "GATEWAY_DATA_DIR": str(folder),
-                    "GATEWAY_LOG_LEVEL": "DEBUG",  # what is logged stands not among the answers
-                },
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
+            return run(
+                *("archive", *arguments),
+                REDIS_URL=stack.redis_url,
+                GATEWAY_DATA_DIR=str(folder),
+                GATEWAY_LOG_LEVEL="DEBUG",  # what is logged stands not among the answers
             )
-
-        from redis import Redis
 
         with Redis(unix_socket_path=stack.redis_url.removeprefix("unix://")) as redis:
             redis.xadd("j:{p7}", {"entry": "run", "session": "acme:s1", "kind": "unreadable"})

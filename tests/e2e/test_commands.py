@@ -15,31 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 from support.bus import running_server
+from support.forked import run as gateway
 from support.net import HTTP, free_port
 from support.socket import TERMINAL, socket
 from support.stack import Process
-
-GATEWAY = [sys.executable, "-m", "gateway.cli"]
-
-
-def gateway(
-    *arguments: str, cwd: Path, timeout_s: float = 30, **environment: str
-) -> "subprocess.CompletedProcess[str]":
-    """Runs a command that is expected to end by itself."""
-    return subprocess.run(
-        [*GATEWAY, *arguments],
-        cwd=cwd,
-        env=_environment(environment),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-
-
-def _environment(changes: dict[str, str]) -> dict[str, str]:
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, **changes}
 
 
 def complaint(result: "subprocess.CompletedProcess[str]") -> str:
@@ -72,12 +51,13 @@ def running(
     folder: Path, *arguments: str, **environment: str
 ) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
     """`gateway run` in a terminal of its own, ready; yields its port."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     port = free_port()
     terminal, end = pty.openpty()
     process = subprocess.Popen(
-        [*GATEWAY, *arguments, "--port", str(port)],
+        [sys.executable, "-m", "gateway.cli", *arguments, "--port", str(port)],
         cwd=folder,
-        env=_environment(environment),
+        env={**os.environ, "PYTHONPATH": path, **environment},
         stdin=end,
         stdout=end,
         stderr=subprocess.STDOUT,

@@ -1,30 +1,18 @@
 """`gateway migrate` and the archive's settings, as an operator meets them."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.databases import PostgresServer, postgres_server
+from support.forked import run
 
 from gateway.archive.schema import VERSION
 
-ROOT = Path(__file__).parents[2]
-
 
 def gateway(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", "gateway.cli", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "GATEWAY_LOG_LEVEL": "ERROR", **environment},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    return run(*arguments, cwd=cwd, GATEWAY_LOG_LEVEL="ERROR", **environment)
 
 
 def complaint(result: "subprocess.CompletedProcess[str]") -> str:

@@ -5,13 +5,14 @@ series by series, and nothing else.
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.books import Books, Series, read
+from support.books import Books, Series, read, series
 from support.stack import Stack
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -67,37 +68,34 @@ def flow(text: str) -> dict[Series, float]:
     return found
 
 
-def sums(found: dict[Series, float]) -> dict[Series, float]:
-    return {key: value for key, value in found.items() if key[0].endswith("_seconds_sum")}
-
-
 async def test_every_series_says_what_happened(stack: Stack) -> None:
     books = Books("acme", "demo")
-    books.note("sessions_capacity", 7)
+    began = time.monotonic()
     async with httpx.AsyncClient(base_url=stack.url, headers=TENANT, timeout=30) as http:
         before = flow((await http.get("/metrics")).text)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(timed_out(stack, books))
+        assert before[series("sessions_capacity")] == 7
+        async with asyncio.TaskGroup() as group:
+            group.create_task(timed_out(stack, books))
             await conversation(stack, books)
             await by_http(stack, books, http)
             await refused(stack, books)
-        async with asyncio.timeout(20):
-            while True:  # what follows a closed socket takes its time
-                found = flow((await http.get("/metrics")).text)
-                wrong = differences(books, before, found)
-                if not wrong:
-                    break
-                await asyncio.sleep(0.05)
-    assert_sums(books, found)
+        patient_until = time.monotonic() + 20
+        while True:  # what follows a closed socket takes its time
+            found = flow((await http.get("/metrics")).text)
+            wrong = differences(books, before, found)
+            if not wrong or time.monotonic() > patient_until:
+                break
+            await asyncio.sleep(0.1)
+    assert wrong == {}
+    assert_times(found, time.monotonic() - began)
 
 
 def differences(
     books: Books, before: dict[Series, float], found: dict[Series, float]
 ) -> dict[Series, tuple[float, float]]:
     """What is there and should not be so, and what it should be."""
-    gauges = {key for key in found if key[0] in ("sessions_capacity",)}
     moved = {
-        key: value - (0 if key in gauges else before.get(key, 0.0))
+        key: value - before.get(key, 0.0)
         for key, value in found.items()
         if not key[0].endswith("_sum")
     }
@@ -108,8 +106,24 @@ def differences(
     }
 
 
-def assert_sums(books: Books, found: dict[Series, float]) -> None:
-    """The times are those of the conversation, as far as anybody can say."""
+def assert_times(found: dict[Series, float], all_s: float) -> None:
+    """The times are those of the conversation, as far as anybody can say from outside."""
+
+    def total(name: str, **labels: str) -> float:
+        return sum(
+            value
+            for (found_name, found_labels), value in found.items()
+            if found_name == f"{name}_sum" and labels.items() <= dict(found_labels).items()
+        )
+
+    assert RUN_TIMEOUT_S <= total("run_duration_seconds", status="error") < 2 * all_s
+    for name in ("task_processing_seconds", "service_call_seconds"):
+        assert total(name) == pytest.approx(total("run_duration_seconds"))
+    assert total("session_init_seconds") > 0
+    assert total("time_to_first_event_seconds") > 0
+    assert total("queue_wait_seconds") <= total("time_to_first_event_seconds")
+    assert 0 < total("session_duration_seconds") < all_s
+    assert total("message_processing_seconds", role="user") > 0
 
 
 async def timed_out(stack: Stack, books: Books) -> None:
@@ -179,9 +193,8 @@ async def say_no(client: Any, books: Books, call_id: str, entry: dict[str, Any])
 
 async def by_http(stack: Stack, books: Books, http: httpx.AsyncClient) -> None:
     """A session that is made and spoken to by HTTP, and followed by a socket."""
-    many, one, said = (
-        f"/api/v1/sessions{rest}" for rest in ("", "/{session_id}", "/{session_id}/messages")
-    )
+    many, one = "/api/v1/sessions", "/api/v1/sessions/{session_id}"
+    said = f"{one}/messages"
     made = books.note_http("POST", many, await http.post(many, json={"agent_id": "demo"}))
     books.note_agent("sessions_created_total")
     books.note_agent("session_init_seconds_count")
@@ -263,9 +276,8 @@ async def refused_handshakes(stack: Stack, books: Books) -> None:
         books.note("websocket_handshakes_total", result=result)
     host, _, port = stack.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(
-        b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    )
+    lines = b"GET /ws HTTP/1.1", b"Host: x", b"Connection: Upgrade", b"Upgrade: websocket"
+    writer.write(b"\r\n".join((*lines, b"", b"")))
     assert b" 400 " in await reader.readline()
     writer.close()
     books.note("websocket_handshakes_total", result="bad_request")

@@ -1,6 +1,9 @@
 """An agent whose answers are known to the last character."""
 
 import asyncio
+import logging
+import threading
+import warnings
 
 import httpx
 
@@ -42,3 +45,30 @@ async def ask(run: Run) -> None:
             answer = await http.get(arguments[0], headers=run.trace_headers)
         await run.say(str(answer.status_code))
     run.usage(provider="test", model="asking-1", input_tokens=3, output_tokens=7)
+
+
+noisy = Agent("noisy", description="Its libraries log, warn and break: hostile text, secrets")
+
+HOSTILE = (
+    "{} {0} {name!r} <red>x</red> \\< a\nb\r %s \x1b[31m"
+    " redis://ann:hunter2@host ?token=hunter2 Bearer hunter2hunter2"
+)
+
+
+@noisy.run
+async def make_noise(run: Run) -> None:
+    """All that a library may do."""
+    logging.getLogger("some.library").warning(HOSTILE)
+    logging.getLogger("some.library").error("%d", "not a number")
+    warnings.warn(HOSTILE, RuntimeWarning, stacklevel=1)
+    thread = threading.Thread(target=_break)
+    thread.start()
+    thread.join()
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(RuntimeError(HOSTILE))
+    del future  # never retrieved: asyncio says so
+    _break()
+
+
+def _break() -> None:
+    raise RuntimeError(HOSTILE)

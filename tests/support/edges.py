@@ -18,7 +18,7 @@ from gateway.edges import console, health, metrics, pages, websocket
 from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import Applications, compose
-from gateway.edges.connection import ConnectionLimits
+from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
@@ -28,6 +28,11 @@ from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from support.little_archive import LittleArchive
 from support.little_bus import CountingProbe, LittleBus
+
+
+async def up() -> tuple[bytes, str]:
+    """The metrics."""
+    return b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Node:
@@ -105,7 +110,7 @@ class Node:
             ],
             operators=[
                 *metrics.routes(
-                    lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
+                    up,
                     lambda: {"n1": "127.0.0.1:8000"},
                 ),
                 *console.routes(self.overview),

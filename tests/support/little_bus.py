@@ -489,6 +489,9 @@ class CountingProbe:
     def opened(self, outcome: str, seconds: float) -> None:
         self.facts[f"opened {outcome}"] += 1
 
+    def agent_left_alone(self, tenant: str, agent: str) -> None:
+        self.facts[f"left alone {tenant} {agent}"] += 1
+
     def message_failed(self, tenant: str, role: str, code: str) -> None:
         self.facts[f"failed {tenant} {role} {code}"] += 1
 

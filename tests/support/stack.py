@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from support import forked
 from support.bus import running_server
 from support.databases import new_history
 from support.net import HTTP, free_port
@@ -18,7 +18,6 @@ from support.witness import PROCESS_NAME
 
 DEMO = "gateway.agents.demo:agent"
 COUNTING = "support.agents:counting"
-_TESTS = Path(__file__).parent.parent  # so that a worker finds support.agents
 _START_TIMEOUT_S = 45.0
 _STOP_TIMEOUT_S = 30.0
 
@@ -35,21 +34,17 @@ class Process:
         self._told = False
         self._began = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", *arguments],
+            self.popen = forked.start(
+                arguments,
                 env={
                     **os.environ,
-                    "PYTHONPATH": os.pathsep.join(
-                        [str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")]
-                    ),
                     "GATEWAY_LOG_FORMAT": "json",
                     PROCESS_NAME: name,
                     **environment,
                 },
                 cwd=cwd,
-                stdin=subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=output,
             )
 
     def wait_for_line(self, text: str) -> None:

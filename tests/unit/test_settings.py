@@ -34,6 +34,8 @@ def test_retention_by_tenant(
         ("GATEWAY_RETENTION_TENANTS", "acme=٣", "acme=30"),
         ("GATEWAY_RETENTION_TENANTS", "acme=30,acme=5", "twice"),
         ("GATEWAY_DATABASE_MIGRATE", "perhaps", "boolean"),
+        ("OTLP_ENDPOINT", "otel-collector", "host:port"),
+        ("OTLP_ENDPOINT", "ftp://collector:4317", "host:port"),
         ("GATEWAY_ADMIN_PORT", "65536", "less than or equal to 65535"),
     ],
 )
@@ -48,11 +50,14 @@ def test_what_is_wrong_is_named(
     assert allowed in line
 
 
-@pytest.mark.parametrize("variable", ["DATABASE_URL", "READINESS_REQUIRES", "GATEWAY_ADMIN_PORT"])
+@pytest.mark.parametrize(
+    "variable", ["DATABASE_URL", "OTLP_ENDPOINT", "READINESS_REQUIRES", "GATEWAY_ADMIN_PORT"]
+)
 def test_what_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "")
     settings, _ = load_settings()
     assert settings.database_url is None
+    assert settings.otlp_endpoint is None
     assert settings.admin_port is None
     assert settings.readiness_requires == {"redis", "database"}
 

@@ -3,7 +3,7 @@
 --
 -- KEYS[1]: waiting runs of the agent, hash `aw:{a:agent}`: reference -> since ms
 -- ARGV: reference, tenant, ms after which nobody waits any more
--- Returns: 1 when it was added
+-- Returns: how many wait in the tenant's queue now, since when the first of them, in ms
 -- Guarantees: a run waits at most once. A tenant is in the rotation exactly while its queue has
 --       something. A reference may be stale (`claim` decides), but not for ever: what is older than
 --       any run may wait leaves here, so that an agent without workers gathers nothing.
@@ -32,4 +32,5 @@ if added == 1 and redis.call('RPUSH', queue, ARGV[1]) == 1 then
   redis.call('RPUSH', rotation, ARGV[2])
 end
 redis.call('SPUBLISH', 'ag:' .. base, 'ring')
-return added
+head = redis.call('LINDEX', queue, 0)
+return { redis.call('LLEN', queue), head and redis.call('HGET', KEYS[1], head) or '' }

@@ -131,6 +131,21 @@ async def test_a_node_is_ready_without_what_it_does_not_require():
             running.cancel()
 
 
+async def test_a_node_that_starts_asks_again_soon():
+    """Its connections are being made: it need not wait for its next turn to be ready."""
+    outcomes = iter([OSError(), OSError(), None])
+
+    async def check() -> None:
+        if error := next(outcomes):
+            raise error
+
+    readiness = Readiness({"redis": check}, interval_s=1000)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(readiness.run())
+        await until(lambda: readiness.ready)
+        running.cancel()
+
+
 async def test_one_failure_or_a_hanging_check_alone_is_no_illness():
     outcomes = iter([None, OSError(), None, "hang", None])
     states: list[bool] = []

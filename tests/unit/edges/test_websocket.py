@@ -9,7 +9,8 @@ from support.little_bus import KEY
 from support.raw import OPEN, TEXT, frame
 from websockets.exceptions import InvalidStatus
 
-from gateway.edges.connection import WRITE_BYTES, ConnectionLimits
+from gateway.edges.connection import WRITE_BYTES
+from gateway.edges.edge import ConnectionLimits
 
 
 async def well(node) -> None:

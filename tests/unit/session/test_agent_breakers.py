@@ -34,7 +34,7 @@ def probe() -> CountingProbe:
 
 @pytest.fixture
 def breakers(clock: Clock, probe: CountingProbe) -> AgentBreakers:
-    return AgentBreakers(clock, probe.breaker_moved)
+    return AgentBreakers(clock, probe.breaker_moved, probe.agent_left_alone)
 
 
 def fail(breakers: AgentBreakers, clock: Clock, tenant: str = "acme", times: int = 5) -> None:
@@ -90,6 +90,20 @@ def test_what_is_a_failure(breakers: AgentBreakers, clock: Clock, code: str) -> 
         clock.now += SPAN_S
         breakers.ended("acme", "demo", "X", code)
     assert breakers.state("acme", "demo") is OPEN
+
+
+def test_it_is_told_when_it_is_left_alone_and_not_with_each_failure(
+    breakers: AgentBreakers, clock: Clock, probe: CountingProbe
+) -> None:
+    fail(breakers, clock, times=4)
+    assert "left alone acme demo" not in probe.facts
+    fail(breakers, clock, times=3)
+    fail(breakers, clock, "other", times=5)
+    clock.now += 1000
+    breakers.admit("acme", "demo")  # and fails: it is still the same
+    fail(breakers, clock, times=1)
+    assert probe.facts["left alone acme demo"] == 1
+    assert probe.facts["left alone other demo"] == 1
 
 
 @pytest.mark.parametrize(("kind", "code"), [("F", "-"), ("I", "-"), ("X", "no_such_customer")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.session.masking import mask
+from gateway.session.masking import mask, mask_secrets
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,18 @@ from gateway.session.masking import mask
 )
 def test_no_secret_is_shown(url: str, shown: str) -> None:
     assert mask(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the bearer of {news} at = ?" + "key" * 20_000 + "eyJaaaa-" * 10_000, None),  # at once
+        ("the bearer, at http://host:80/a@b", None),
+        ("to redis://ann:se{cret@host/0: refused", "to redis://ann:***@host/0: refused"),
+        ("GET /x?a=1&access_token=s3cret HTTP", "GET /x?a=1&access_token=*** HTTP"),
+        ('{"Authorization": "Bearer abcdefgh.x-y"}', '{"Authorization": "Bearer ***"}'),
+        ("got eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.c2ln", "got ey***"),
+    ],
+)
+def test_no_secret_is_left_in_a_line(text: str, shown: str | None) -> None:
+    assert mask_secrets(text.encode()).decode() == (text if shown is None else shown)

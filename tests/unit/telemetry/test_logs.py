@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -338,12 +339,44 @@ def test_arguments_that_do_not_fit_cost_no_line(stream: io.StringIO):
     assert line["message"] == "%d of %s ('many',)"
 
 
+def test_what_python_itself_would_print_is_a_line(stream: io.StringIO):
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("in {vain}")
+
+    with logging_to(stream):
+        Broken()
+        thread = threading.Thread(target=lambda: fail("x"))
+        thread.start()
+        thread.join()
+        with warnings.catch_warnings(action="always"):
+            warnings.warn("old {thing}", DeprecationWarning, stacklevel=1)
+    first, second, third = lines_of(stream)
+    assert (first["level"], first["context"]["exception"]["message"]) == ("ERROR", "in {vain}")
+    assert (second["message"], second["level"]) == ("a thread failed", "ERROR")
+    assert (third["level"], third["message"]) == ("WARNING", "old {thing}")
+    assert third["context"] == {"logger": "warnings", "category": "DeprecationWarning"}
+
+
+def test_secrets_that_libraries_say_are_masked_in_any_style():
+    for style in ("json", "text"):
+        stream = io.StringIO()
+        with logging_to(stream, style=style):
+            logger.bind(url="redis://ann:hunter2@host").warning(
+                "Bearer hunter2hunter2 ?key=hunter2"
+            )
+        assert "hunter2" not in stream.getvalue()
+        assert "redis://ann:***@host" in stream.getvalue()
+
+
 def test_after_close_the_standard_library_is_as_before(stream: io.StringIO):
     root = logging.getLogger()
     before = root.handlers[:], root.level
+    hooks = warnings.showwarning, threading.excepthook, sys.unraisablehook
     with logging_to(stream) as logs:
         assert root.handlers != before[0]
     assert (root.handlers, root.level) == before
+    assert (warnings.showwarning, threading.excepthook, sys.unraisablehook) == hooks
     logger.info("too late")
     logs.close()  # safe to repeat
     assert stream.getvalue() == ""

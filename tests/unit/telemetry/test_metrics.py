@@ -1,16 +1,21 @@
 """The probe's verbs move the right series, and aioprometheus' own readers see it."""
 
 import time
+from typing import Any
 
 import pytest
 from aioprometheus.collectors import Registry
+from loguru import logger
+from support.books import read, series
 
 from gateway.session.archive import ArchiveProbe, JournalState
 from gateway.session.breaker import Breaker
+from gateway.session.context import current_ids
+from gateway.session.model import RunRef
 from gateway.session.probe import Probe
 from gateway.telemetry import catalogue
 from gateway.telemetry.catalogue import PREFIX
-from gateway.telemetry.handles import Series
+from gateway.telemetry.handles import IDLE_S, Series
 from gateway.telemetry.metrics import Telemetry
 
 TENANT = {"tenant_id": "acme"}
@@ -32,6 +37,10 @@ def value(telemetry: Telemetry, name: str, labels: dict[str, str]) -> object:
 
 def count(telemetry: Telemetry, name: str) -> int:
     return len(telemetry.registry.get(PREFIX + name).get_all())
+
+
+def series_in(text: bytes) -> set[str]:
+    return {line.rpartition(" ")[0] for line in text.decode().splitlines() if line[0] != "#"}
 
 
 def test_names_labels_and_kinds_are_the_documented_ones():
@@ -184,6 +193,113 @@ def test_each_verb_moves_its_series_and_no_other(telemetry: Telemetry):
     assert (duration[5.0], duration[15.0]) == (0, 1)  # a bound belongs to its bucket
 
 
+def moved(telemetry: Telemetry, *names: str) -> dict[Any, float]:
+    """The series of these names that are not zero."""
+    every = read(telemetry.render()[0].decode())
+    return {key: number for key, number in every.items() if key[0] in names and number}
+
+
+def test_how_clients_come_in():
+    telemetry = Telemetry(version="1")
+    session = telemetry.session("acme", "demo")
+    for outcome in ("created", "created", "resumed", "snapshot", "reset"):
+        session.opened(outcome, 0.5)
+    assert moved(telemetry, "sessions_resumed_total", "session_init_seconds_sum") == {
+        series("session_init_seconds_sum", **BOTH): 2.5,
+        series("sessions_resumed_total", **TENANT, outcome="resumed"): 1,
+        series("sessions_resumed_total", **TENANT, outcome="snapshot"): 1,
+        series("sessions_resumed_total", **TENANT, outcome="reset"): 1,
+    }
+
+
+def test_a_run_from_its_turn_to_its_end():
+    telemetry = Telemetry(version="1")
+    session = telemetry.session("acme", "demo")
+    session.run_claimed(0.25)
+    session.first_event(0.5)
+    session.run_ended("F", "assistant", "-", "run", 2.0, 0.0)
+    session.run_ended("I", "assistant", "-", "resume", 3.0, 0.0)
+    session.run_ended("C", "-", "-", "run", 4.0, 0.0)
+    session.run_ended("X", "-", "timeout", "run", 8.0, 0.0)
+    call = {**TENANT, "service": "agent:demo", "operation": "run"}
+    names = "queue_wait", "time_to_first_event", "run_duration", "task_processing", "service_call"
+    assert moved(telemetry, *(f"{name}_seconds_sum" for name in names), "service_call_total") == {
+        series("queue_wait_seconds_sum", **BOTH): 0.25,
+        series("time_to_first_event_seconds_sum", **BOTH): 0.5,
+        series("run_duration_seconds_sum", **BOTH, status="success"): 2,
+        series("run_duration_seconds_sum", **BOTH, status="interrupt"): 3,
+        series("run_duration_seconds_sum", **BOTH, status="cancelled"): 4,
+        series("run_duration_seconds_sum", **BOTH, status="error"): 8,
+        series("task_processing_seconds_sum", **TENANT, task_type="run"): 14,
+        series("task_processing_seconds_sum", **TENANT, task_type="resume"): 3,
+        series("service_call_seconds_sum", **call): 17,
+        series("service_call_total", **call): 4,
+    }
+
+
+def test_a_run_that_no_worker_had_is_a_call_only_when_it_failed_for_that():
+    telemetry = Telemetry(version="1")
+    session = telemetry.session("acme", "demo")
+    session.run_ended("C", "-", "-", "run", None, 0.0)
+    assert moved(telemetry, "service_call_total", "run_duration_seconds_count") == {}
+    session.run_ended("X", "-", "no_worker", "run", None, 0.0)
+    call = {**TENANT, "service": "agent:demo", "operation": "run"}
+    names = "service_call_total", "service_call_failures_total", "message_failures_total"
+    failure = {"role": "assistant", "error_class": "server", "error_code": "no_worker"}
+    assert moved(telemetry, *names, "service_call_seconds_count") == {
+        series("service_call_total", **call): 1,
+        series("service_call_failures_total", **call, error_code="connection"): 1,
+        series("message_failures_total", **TENANT, **failure): 1,
+    }
+
+
+def test_a_cancel_that_its_agent_did_not_hear_is_no_failed_call():
+    telemetry = Telemetry(version="1")
+    telemetry.session("acme", "demo").run_ended("X", "-", "cancelled", "run", 1.0, 0.0)
+    assert moved(telemetry, "service_call_failures_total") == {}
+
+
+def test_who_has_no_principal_fails_for_no_tenant():
+    telemetry = Telemetry(version="1")
+    telemetry.message_failed("", "system", "forbidden")
+    telemetry.message_failed("acme", "tool", "unavailable")
+    telemetry.auth_failed("bad_tenant")
+    nobody = {"tenant_id": "_none", "error_class": "client", "error_code": "forbidden"}
+    ours = {**TENANT, "error_class": "server", "error_code": "unavailable"}
+    assert moved(telemetry, "message_failures_total", "auth_failures_total") == {
+        series("message_failures_total", role="system", **nobody): 1,
+        series("message_failures_total", role="tool", **ours): 1,
+        series("auth_failures_total", reason="bad_tenant"): 1,
+    }
+
+
+def test_what_alerts_look_at_is_there_before_it_happens():
+    """A counter that appears with its first failure has no rate."""
+    telemetry = Telemetry(version="1")
+    telemetry.session("acme", "demo")
+    every = read(telemetry.render()[0].decode())
+    for role in ("user", "assistant"):
+        labels = {"role": role, "error_class": "server", "error_code": "internal"}
+        assert every[series("message_failures_total", **TENANT, **labels)] == 0
+    call = {**TENANT, "service": "agent:demo", "operation": "run"}
+    assert every[series("service_call_failures_total", **call, error_code="timeout")] == 0
+
+
+def test_a_forced_end_and_an_agent_that_is_left_alone_are_a_line_each():
+    lines: list[Any] = []
+    sink = logger.add(lambda line: lines.append((current_ids(), line.record)), level="WARNING")
+    try:
+        telemetry = Telemetry(version="1")
+        telemetry.run_forced(RunRef("acme", "s1", "r1"), "timeout")
+        telemetry.agent_left_alone("acme", "demo")
+    finally:
+        logger.remove(sink)
+    [(forced, record), (alone, other)] = lines
+    assert (forced.tenant_id, forced.session_id, alone.tenant_id) == ("acme", "s1", "acme")
+    assert record["extra"] == {"run_id": "r1", "code": "timeout"}
+    assert other["extra"] == {"agent_id": "demo"}
+
+
 def test_a_delivery_that_another_clock_makes_negative_counts_as_zero(telemetry: Telemetry):
     telemetry.session("acme", "demo").run_ended("F", "assistant", "-", "run", 1, -0.3)
     seconds = value(telemetry, "message_processing_seconds", TENANT | {"role": "assistant"})
@@ -247,13 +363,18 @@ def test_however_many_tenants_come_the_series_are_bounded():
     assert count(telemetry, "sessions_created_total") == 101
 
 
-def test_an_idle_gauge_is_shown_at_zero_once_and_then_removed(telemetry: Telemetry):
+def test_a_gauge_is_shown_at_zero_for_a_while_and_then_removed():
+    """However many look: two Prometheus servers must both see it come down."""
+    clock = [0.0]
+    telemetry = Telemetry(version="1", clock=lambda: clock[0])
     name = "websocket_connections_active"
     telemetry.connection_opened("acme")
     telemetry.connection_opened("quiet")
     telemetry.connection_closed("quiet")
     quiet = f'{PREFIX}{name}{{tenant_id="quiet"}} 0'.encode()
-    assert quiet in telemetry.render()[0].splitlines()
+    for clock[0] in (0.0, 1.0, IDLE_S - 1):
+        assert quiet in telemetry.render()[0].splitlines()
+    clock[0] = IDLE_S
     text = telemetry.render()[0]
     assert b'active{tenant_id="quiet"}' not in text
     assert value(telemetry, name, TENANT) == 1
@@ -262,20 +383,19 @@ def test_an_idle_gauge_is_shown_at_zero_once_and_then_removed(telemetry: Telemet
     assert value(telemetry, name, {"tenant_id": "quiet"}) == 1
     telemetry.render()
     telemetry.connection_closed("quiet")
-    assert quiet in telemetry.render()[0].splitlines()
+    clock[0] += IDLE_S
+    assert quiet in telemetry.render()[0].splitlines(), "it was not zero all the time"
 
 
-def test_counters_histograms_and_build_info_are_never_removed(telemetry: Telemetry):
+def test_counters_histograms_and_build_info_are_never_removed():
+    now = 0.0
+    telemetry = Telemetry(version="1", clock=lambda: now)
     telemetry.session("acme", "demo").home_taken()
-    first = telemetry.render()[0]
+    first = series_in(telemetry.render()[0])
     for _ in range(3):
-        last = telemetry.render()[0]
-    gone = {
-        line
-        for line in set(first.splitlines()) - set(last.splitlines())
-        if not line.startswith(b"process_")  # the process lives meanwhile
-    }
-    assert gone == {f'{PREFIX}websocket_connections_active{{tenant_id="acme"}} 0'.encode()}
+        now += IDLE_S
+        last = series_in(telemetry.render()[0])
+    assert first - last == {f'{PREFIX}websocket_connections_active{{tenant_id="acme"}}'}
 
 
 def test_a_streak_is_counted_once_and_from_four_failures_on():

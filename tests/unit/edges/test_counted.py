@@ -1,0 +1,164 @@
+"""Every WebSocket is counted with its handshake and its end, whoever ends it; and every request."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from support import raw
+from support.edges import in_session, serving, talking
+from support.following import until
+from support.raw import CLOSE, TEXT, close_frame, frame
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from gateway.edges.edge import ConnectionLimits
+from gateway.edges.http_metrics import HttpMetrics
+
+
+async def ended(node: Any, fact: str) -> None:
+    """Waits until exactly one connection has ended so, and none is left."""
+    facts = node.probe.facts
+    await until(lambda: facts["sockets"] == 0)
+    ends = {key: count for key, count in facts.items() if key.startswith("disconnected")}
+    assert ends == {f"disconnected {fact}": 1}
+    assert facts["handshake accepted"] == 1
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 4321])
+async def test_a_client_that_says_goodbye(node, code):
+    async with talking(node) as talk:
+        await talk.socket.close(code)
+    await ended(node, f"{code} client")
+
+
+async def test_a_client_that_gives_no_code(node):
+    async with raw.websocket(node.port) as peer:
+        peer.send(frame(CLOSE))
+        await peer.rest()
+    await ended(node, "1005 client")
+
+
+async def test_a_client_that_is_gone(node):
+    async with in_session(node) as talk:
+        talk.socket.transport.abort()
+    await ended(node, "1006 lost")
+
+
+async def test_who_answers_our_close_did_not_ask_for_it(node):
+    async with raw.websocket(node.port) as peer:
+        peer.send(frame(TEXT, b"no JSON"))
+        await peer.until(close_frame(4400))
+        peer.send(frame(CLOSE, b"\x11\x30"))
+        await peer.rest()
+    await ended(node, "4400 bad_frame")
+
+
+@pytest.mark.parametrize(
+    ("data", "fact"),
+    [
+        (frame(TEXT, b"\xff"), "1007 bad_frame"),
+        (frame(TEXT, b"x" * 65535) + frame(TEXT, fin=False), "4400 bad_frame"),
+        (frame(TEXT, b"x" * 65535, fin=False) + frame(0, b"xx"), "1009 too_big"),
+        (frame(3), "1002 protocol_error"),
+    ],
+)
+async def test_what_breaks_the_rules(node, data, fact):
+    async with raw.websocket(node.port) as peer:
+        peer.send(data)
+        await peer.rest()
+    await ended(node, fact)
+
+
+async def test_who_does_not_open_in_time():
+    async with serving(ConnectionLimits(open_timeout_s=0.1)) as node:
+        async with talking(node) as talk:
+            assert await talk.closed() == 4408
+        await ended(node, "4408 no_open")
+
+
+async def test_who_is_not_there_any_more():
+    async with serving(ws_ping_interval=0.1, ws_ping_timeout=0.1) as node:
+        async with raw.websocket(node.port) as peer:
+            await peer.until(close_frame(4408))
+        await ended(node, "4408 no_pong")
+
+
+async def test_a_node_that_stops(node):
+    async with in_session(node) as talk:
+        node.edge.drain(0.0)
+        with pytest.raises(InvalidStatus):
+            async with connect(node.url):
+                pass
+        assert await talk.closed() == 1012
+    assert node.probe.facts["handshake draining"] == 1
+    await ended(node, "1012 draining")
+
+
+async def test_a_fault_of_ours(node):
+    async def broken(*_args, **_kwargs):
+        raise ValueError
+
+    async with in_session(node) as talk:
+        node.bus.accept = broken
+        await talk.ask(type="message", id="m", content="hi")
+        assert await talk.closed() == 1011
+    await ended(node, "1011 internal")
+    assert node.probe.facts["failed default user internal"] == 1
+
+
+async def test_redis_is_away(node):
+    node.bus.down = True
+    async with talking(node) as talk:
+        await talk.ask(type="open", id="o", agent="demo")
+        assert await talk.closed() == 4503
+    await ended(node, "4503 unavailable")
+    assert node.probe.facts["failed default system unavailable"] == 1
+
+
+# --- HTTP -----------------------------------------------------------------------------------------
+
+
+async def ask(method: str, path: str) -> list[tuple[str, str, int]]:
+    """What is counted for one request."""
+    served: list[tuple[str, str, int]] = []
+
+    async def answer(request: Request) -> Response:
+        if request.path_params["what"] == "fails":
+            raise ValueError
+        return Response(status_code=202)
+
+    async def nothing(_scope: Any, _receive: Any, _send: Any) -> None:
+        """The client is gone, so there is nobody to answer."""
+
+    app = HttpMetrics(
+        Starlette(routes=[Route("/a/{what}", answer), Mount("/gone", nothing)]),
+        served=lambda *request: served.append(request[:3]),
+        clock=lambda: 0.0,
+    )
+
+    async def send(_message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    with suppress(ValueError):
+        await app(scope, asyncio.Event().wait, send)
+    return served
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fact"),
+    [
+        ("GET", "/a/b", ("GET", "/a/{what}", 202)),
+        ("POST", "/a/b", ("POST", "/a/{what}", 405)),
+        ("GET", "/b", ("GET", "unmatched", 404)),
+        ("GET", "/a/fails", ("GET", "/a/{what}", 500)),
+        ("GET", "/gone/x", ("GET", "/gone/{path}", 499)),
+    ],
+)
+async def test_a_request_is_counted_once_however_it_ends(method, path, fact):
+    assert await ask(method, path) == [fact]
