@@ -184,8 +184,9 @@ async def test_a_database_that_is_away_from_the_start_is_told_of_by_its_name(
     finally:
         stack.stop()
     lines = lines_of(stack)["node-0"]
-    ill = [line for line in lines if line["message"] == "dependency is ill"]
-    assert [line["context"]["dependency"] for line in ill] == ["database"]
+    ill = [line["context"] for line in lines if line["message"] == "dependency is ill"]
+    # On a busy machine Redis may be late, too.
+    assert [context["dependency"] for context in ill].count("database") == 1
     told = [line for line in lines if line["message"] == "the database does not answer"]
     assert {line["context"]["database"] for line in told} == {
         "DATABASE_URL=postgresql://ann:***@127.0.0.1:1/history"
