@@ -103,6 +103,10 @@ class SessionProbe(Protocol):
         """Who asked for the session was answered after so many seconds."""
         ...
 
+    def call_spared(self) -> None:
+        """A message made no run, since its agent is left alone."""
+        ...
+
     def run_claimed(self, waited_s: float) -> None:
         """A run got its first worker, so long after it was its turn."""
         ...

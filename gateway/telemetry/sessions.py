@@ -173,6 +173,11 @@ class SessionMetrics:
         if into > 0:
             self._input.inc(into)
 
+    def call_spared(self) -> None:
+        """A message made no run, since its agent is left alone. It took no time."""
+        self._calls.inc()
+        self._calls_failed["circuit_open"].inc()
+
     def run_claimed(self, waited_s: float) -> None:
         """A run got its first worker."""
         self._waited.observe(waited_s)

@@ -484,6 +484,9 @@ class CountingProbe:
         if took_s is not None:
             self.waits.append((f"{kind} {task} {code}", took_s))
 
+    def call_spared(self) -> None:
+        self.facts["calls spared"] += 1
+
     def run_claimed(self, waited_s: float) -> None:
         self.waits.append(("claimed", waited_s))
 
