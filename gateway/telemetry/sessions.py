@@ -164,7 +164,7 @@ class SessionMetrics:
 
     def pushed(self, delivery_s: float) -> None:
         """A push came; what would be negative counts as zero."""
-        self._pushes.observe(max(0.0, delivery_s))
+        self._pushes.observe(delivery_s if delivery_s > 0 else 0.0)
 
     def tokens(self, output: int, into: int) -> None:
         """A frame with reported tokens passed."""

@@ -1,9 +1,7 @@
 """Whatever a label value holds, the text means exactly that, to any reader of the format."""
 
 import asyncio
-import os
 import re
-import shutil
 import subprocess
 import time
 
@@ -11,6 +9,7 @@ import pytest
 from aioprometheus.collectors import Counter, Gauge, Histogram, Registry, Summary
 from hypothesis import given
 from hypothesis import strategies as st
+from support.monitoring import tool_or_skip
 
 from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.metrics import Telemetry
@@ -93,10 +92,7 @@ def test_a_lone_surrogate_is_replaced_and_never_breaks_a_scrape():
 
 
 def test_promtool_accepts_hostile_label_values():
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        assert not os.environ.get("REQUIRE_PROMETHEUS"), "promtool is not on PATH"
-        pytest.skip("promtool is not on PATH (Debian: apt-get install prometheus)")
+    promtool = tool_or_skip("promtool")
     telemetry = Telemetry(version="1")
     for value in HOSTILE:
         telemetry.connection_opened(value)
