@@ -46,6 +46,7 @@ from gateway.session.wheel import Wheel
 from gateway.telemetry.console import Console
 from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
+from gateway.telemetry.overview import Summary
 from gateway.telemetry.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -197,11 +198,11 @@ class Node:
             announcements=bus.announcements,
             node=self.node_id,
             address=recorder.address,
-            summary=lambda: msgspec.json.encode(recorder.summary()),
+            summary=lambda: msgspec.json.encode(self._summary()),
             clock=time.monotonic,
             report=report,
         )
-        overview = Console(self._fleet, recorder.summary, time.monotonic)
+        overview = Console(self._fleet, self._summary, time.monotonic)
         api = Parts(
             service=service,
             sessions=bus.sessions,
@@ -278,7 +279,16 @@ class Node:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
 
+    def _summary(self) -> Summary:
+        self._refresh()
+        return self._recorder.summary()
+
     async def _render_metrics(self) -> tuple[bytes, str]:
+        self._refresh()
+        return await self.telemetry.render_in_turns()
+
+    def _refresh(self) -> None:
+        """Brings up to date what is not moved inline."""
         bus = self._bus
         self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
@@ -288,7 +298,7 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return await self.telemetry.render_in_turns()
+        self.telemetry.refresh()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -165,7 +165,7 @@ def test_the_page_shows_what_a_conversation_made(fleet: Fleet, page: Page) -> No
         expect(page.locator("#agents tbody th")).to_have_text("demo")
         expect(cells(page, "services", "redis").first).to_have_text("well")
         expect(page.locator("#nodes tbody tr")).to_have_count(1)
-        assert page.locator("#connections .line").get_attribute("d", timeout=0)
+        assert page.locator("#connections .line").get_attribute("d")
         assert page.evaluate("document.documentElement.scrollWidth") == 360
     expect(page.locator("#connections .value")).to_have_text("0")
 
