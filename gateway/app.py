@@ -87,7 +87,11 @@ class Node:
         self._bus = bus
         self._archive = archive
         self.telemetry = telemetry = Telemetry(
-            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
+            version=__version__,
+            sessions_capacity=limits.sessions_capacity,
+            max_tenants=limits.label_tenants,
+            max_agents=limits.label_agents,
+            logs=current_logs(),
         )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
