@@ -306,9 +306,8 @@ async def test_a_full_disk_is_told_and_survived(folder: Path):
 async def test_an_expired_session_is_opened_again_with_all_that_was_said(folder: Path):
     """Issue 4, point 3: by its id, in a new epoch, with its transcript; for its own user only."""
     environment = {
-        "GATEWAY_LIMIT_SESSION_TTL_S": "1",
+        "GATEWAY_LIMIT_SESSION_TTL_S": "2",
         "GATEWAY_LIMIT_RESUME_GRACE_S": "0.5",
-        "GATEWAY_LIMIT_NODE_LEASE_S": "1",
     }
     with Stack.running(folder, agent=COUNTING, **environment) as stack:
         async with socket(stack.ws_of()) as client:
