@@ -191,6 +191,7 @@ class Node:
             address=urlsplit(admin_url or url).netloc,
             version=__version__,
             checks=lambda: self._readiness.checks,
+            refresh=self._refresh,
             now_ms=now_ms,
         )
         self._fleet = Fleet(
@@ -277,6 +278,10 @@ class Node:
     def _heard(self, nodes: dict[str, bool], interrupted: bool, until: float) -> None:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
+
+    def _refresh(self) -> None:
+        self._hub.breakers.look()
+        self.telemetry.refresh()
 
     async def _render_metrics(self) -> tuple[bytes, str]:
         bus = self._bus
