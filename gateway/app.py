@@ -191,7 +191,7 @@ class Node:
             address=urlsplit(admin_url or url).netloc,
             version=__version__,
             checks=lambda: self._readiness.checks,
-            refresh=self._refresh,
+            refresh=self._refresh_shown,
             now_ms=now_ms,
         )
         self._fleet = Fleet(
@@ -279,13 +279,13 @@ class Node:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
 
-    def _refresh(self) -> None:
-        self._hub.breakers.look()
-        self.telemetry.refresh()
-
     async def _render_metrics(self) -> tuple[bytes, str]:
+        self._refresh()
+        return await self.telemetry.render_in_turns()
+
+    def _refresh(self) -> None:
+        """Brings up to date what is not moved inline."""
         bus = self._bus
-        self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
         self.telemetry.redis(
             commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
@@ -293,7 +293,12 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return await self.telemetry.render_in_turns()
+        self._refresh_shown()
+
+    def _refresh_shown(self) -> None:
+        """That part of it which the console shows: it costs no look at every connection."""
+        self._hub.breakers.look()
+        self.telemetry.refresh()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -32,7 +32,7 @@ def alive(pid: int) -> bool:
 async def test_it_is_up_at_once_and_gone_at_the_end(tmp_path: Path) -> None:
     started = time.monotonic()
     async with embedded_server(tmp_path) as url:
-        assert time.monotonic() - started < 2, "redis-py's own retries would take longer"
+        assert time.monotonic() - started < 5, "redis-py's own retries would take longer"
         pid = await process_id(url)
     assert not alive(pid)
 

@@ -48,7 +48,7 @@ async def refused(bus: Bus) -> float:
 
 async def refused_at_once(bus: Bus) -> bool:
     """Nobody waits, but for the one who now and then asks Redis again."""
-    return min([await refused(bus) for _ in range(3)]) < 0.1
+    return min([await refused(bus) for _ in range(3)]) < 0.5
 
 
 async def test_a_stalled_server_is_waited_for_once_and_then_not_at_all(
@@ -76,7 +76,7 @@ async def test_a_dead_server_is_known_to_be_dead(server: RedisServer, bus: Bus) 
     await talk.open()
     server.kill()
     for _ in range(2):
-        assert await refused(bus) < 2
+        assert await refused(bus) < 3
     assert await refused_at_once(bus)
     with pytest.raises(Unavailable):
         await bus.deadlines.due(10)

@@ -114,7 +114,7 @@ async def test_nothing_is_acknowledged_while_the_replica_is_away(stuck: Pair) ->
                 began = time.monotonic()
                 with pytest.raises(Unavailable):
                     await say(command, talk)
-                assert 0.9 < time.monotonic() - began < 6
+                assert 0.9 < time.monotonic() - began < 15
 
         await asyncio.gather(*(refused(each) for each in ("message", "cancel", "close")))
 
@@ -171,14 +171,15 @@ async def test_reads_and_runs_do_not_wait_for_replicas(stuck: Pair) -> None:
     ):
         talk = await opened(bus)
         claim = await talk.running()
-        began = time.monotonic()
+        waits = primary.waits()
         sure_talk = replace(talk, bus=sure)
         await sure_talk.append(claim, 0, "A")
         await sure_talk.finish(claim, 1)
         assert await sure_talk.kinds() == "SEF"
-        assert time.monotonic() - began < 0.9, "replicas are waited for for a second"
+        assert primary.waits() == waits
         with pytest.raises(Unavailable):
             await sure_talk.message()
+        assert primary.waits() > waits
         assert not sure.scripts.breaker.failures, "Redis answers; its breaker is not concerned"
 
 
@@ -197,7 +198,7 @@ async def test_slow_replicas_leave_connections_to_the_others(stuck: Pair) -> Non
             await asyncio.sleep(0.2)
             began = time.monotonic()
             await bus.sessions.snapshot(talk.key)
-            assert time.monotonic() - began < 2, "behind them all it would have been 6 s"
+            assert time.monotonic() - began < 5, "behind them all it would have been 6 s"
             for writer in writers:
                 writer.cancel()
 

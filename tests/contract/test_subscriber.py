@@ -161,16 +161,16 @@ async def test_a_node_without_its_subscriber_is_not_ready(single_url: str, tmp_p
 
 
 class Stalls:
-    """For how long the event loop let nobody else have a turn."""
+    """For how long the event loop let nobody else have a turn, in time that it had itself."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0
 
     async def watch(self) -> None:
         while True:
-            before = time.perf_counter()
+            before = time.process_time()
             await asyncio.sleep(0)
-            self.longest_s = max(self.longest_s, time.perf_counter() - before)
+            self.longest_s = max(self.longest_s, time.process_time() - before)
 
 
 async def test_two_thousand_sessions_are_read_again_without_stalling_the_loop(

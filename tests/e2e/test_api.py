@@ -14,7 +14,7 @@ from support.socket import TERMINAL, socket
 from support.stack import Stack
 
 Json = dict[str, Any]
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Api:

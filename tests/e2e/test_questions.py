@@ -12,7 +12,7 @@ from support.stack import DEMO, Stack
 from support.theatre import theatre
 
 KINDS = ["answer", "tool_result"]
-TTL_S = 5
+TTL_S = 8
 
 
 @pytest.fixture(scope="module")

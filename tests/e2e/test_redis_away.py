@@ -103,7 +103,7 @@ async def outage(client: Socket, until: float, **message: Any) -> None:
 
 async def sent_until_accepted(client: Socket, **message: Any) -> dict[str, Any]:
     """As a client does: the same id again, until it is answered."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(45):
         while True:
             answer = await client.ask("message", **message)
             if answer["type"] == "ack":

@@ -33,6 +33,7 @@ QUICK = Limits(
 )
 """Deadlines that a test can wait for."""
 
+_START_TIMEOUT_S = 45.0
 
 IN_NO_HURRY = ("--appendfsync", "no")
 """A busy disk stalls nobody; what a process has written survives its end all the same."""
@@ -68,7 +69,7 @@ def running_server(*, cluster: bool = False) -> Iterator[str]:
 
 
 def _wait_for(client: Redis, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
             client.ping()
@@ -81,7 +82,7 @@ def _wait_for(client: Redis, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait_for_cluster(client: Redis) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
         assert time.monotonic() < deadline, "the cluster does not form"
         time.sleep(0.005)

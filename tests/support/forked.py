@@ -178,6 +178,11 @@ def _path() -> str:
     return os.pathsep.join([str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")])
 
 
+def parent_id() -> int | None:
+    """The number of the process that forks, if there is one."""
+    return _parent().process.pid if _parent.cache_info().currsize else None
+
+
 @cache
 def _parent() -> _Parent:
     return _Parent()

@@ -42,6 +42,11 @@ class Server:
         with self.client() as client:
             return client.execute_command(*command)
 
+    def waits(self) -> int:
+        """How often a client has asked that replicas confirm."""
+        with self.client() as client:
+            return client.info("commandstats").get("cmdstat_wait", {}).get("calls", 0)
+
     def _start(self, folder: Path, extra: tuple[str, ...]) -> None:
         folder.mkdir(parents=True)
         binary = server_binary()

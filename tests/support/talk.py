@@ -186,7 +186,7 @@ class Talk:
 
     async def due(self, kind: str) -> Due:
         """Waits until a due time of this session has passed."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while True:
             for item in await self.bus.deadlines.due(1000):
                 if item.kind == kind and item.ref.session == self.key:

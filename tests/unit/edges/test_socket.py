@@ -79,7 +79,7 @@ async def test_a_flood_of_small_frames_delays_nobody_and_ends(node, kind, monkey
             await neighbour.ask(type="ping", t=1)
             waits_s.append(time.monotonic() - started)
             await asyncio.sleep(0.06)
-        assert statistics.median(waits_s) < 0.3
+        assert statistics.median(waits_s) < 0.5
     await until(lambda: node.edge.open_sockets == 0)
 
 
@@ -216,7 +216,7 @@ async def test_a_slow_peer_that_still_drains_is_given_more_time():
     with socket.socket() as small:
         small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         small.setblocking(False)
-        async with serving(ws_ping_interval=0.2, ws_ping_timeout=0.4) as node:
+        async with serving(ws_ping_interval=0.2, ws_ping_timeout=0.8) as node:
             await asyncio.get_running_loop().sock_connect(small, ("127.0.0.1", node.port))
             async with in_session(node, sock=small, max_queue=1) as talk:
                 [key], [protocol] = node.bus.sessions, node.protocols
@@ -227,11 +227,11 @@ async def test_a_slow_peer_that_still_drains_is_given_more_time():
                 slowest_s = 0.0
                 for seq in range(1, 101):
                     assert (await talk.receive())["seq"] == seq
-                    await asyncio.sleep(0.03)  # 330 kB/s
+                    await asyncio.sleep(0.05)  # 200 kB/s
                     if protocol.pending_ping_payload:
                         waiting_s = asyncio.get_running_loop().time() - protocol.ping_sent_at
                         slowest_s = max(slowest_s, waiting_s)
-                assert slowest_s > 0.4, "the rule was not needed"
+                assert slowest_s > 0.8, "the rule was not needed"
 
 
 async def test_a_peer_that_drains_nothing_is_closed_4408():
@@ -421,11 +421,11 @@ async def test_a_line_end_does_not_hold_an_idle_connection(node, monkeypatch):
 
 
 async def test_several_requests_on_one_connection_each_have_their_time(node, monkeypatch):
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 1.2)
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 2.4)
     async with raw.connection(node.port) as client:
         for _ in range(4):
             client.send(GET)
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.7)
             client.send(b"\r\n")
             await client.until(b'{"status":"ok"}')
 

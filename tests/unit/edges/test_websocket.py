@@ -230,16 +230,17 @@ async def test_an_unexpected_failure_says_nothing_of_its_cause(node):
         assert await talk.closed() == 1011
 
 
-async def test_too_many_messages_are_refused_and_a_flood_is_cut(node):
-    async with in_session(node) as talk:
+async def test_too_many_messages_are_refused_and_a_flood_is_cut():
+    # So slow a refill that a busy machine makes no difference to what is refused.
+    async with serving(ConnectionLimits(messages_per_s=1)) as node, in_session(node) as talk:
         for number in range(25):
             await talk.send(type="message", id=f"m{number}", content="hi")
         answers = [await talk.receive() for _ in range(25)]
         refused = [answer for answer in answers if answer["type"] == "error"]
         assert 1 <= len(refused) <= 6
         assert {answer["code"] for answer in refused} == {"rate_limited"}
-        assert all(0 < answer["retry_after_ms"] <= 101 for answer in refused)
-        assert refused[-1]["re"] == "m24"
+        assert all(0 < answer["retry_after_ms"] <= 1001 for answer in refused)
+        assert {answer["re"] for answer in refused} <= {f"m{number}" for number in range(19, 25)}
         for number in range(300):
             await talk.send(type="ping", t=number)
         assert await talk.closed() == 4429
