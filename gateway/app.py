@@ -46,7 +46,6 @@ from gateway.session.wheel import Wheel
 from gateway.telemetry.console import Console
 from gateway.telemetry.logs import current_logs
 from gateway.telemetry.metrics import Telemetry
-from gateway.telemetry.overview import Summary
 from gateway.telemetry.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -196,17 +195,18 @@ class Node:
             address=urlsplit(admin_url or url).netloc,
             version=__version__,
             checks=lambda: self._readiness.checks,
+            refresh=self._refresh_shown,
             now_ms=now_ms,
         )
         self._fleet = Fleet(
             announcements=bus.announcements,
             node=self.node_id,
             address=recorder.address,
-            summary=lambda: msgspec.json.encode(self._summary()),
+            summary=lambda: msgspec.json.encode(recorder.summary()),
             clock=time.monotonic,
             report=report,
         )
-        overview = Console(self._fleet, self._summary, time.monotonic)
+        overview = Console(self._fleet, recorder.summary, time.monotonic)
         api = Parts(
             service=service,
             sessions=bus.sessions,
@@ -283,10 +283,6 @@ class Node:
         self._hub.heard(nodes, interrupted, until)
         self._archiver.heard(nodes)
 
-    def _summary(self) -> Summary:
-        self._refresh()
-        return self._recorder.summary()
-
     async def _render_metrics(self) -> tuple[bytes, str]:
         self._refresh()
         return await self.telemetry.render_in_turns()
@@ -294,7 +290,6 @@ class Node:
     def _refresh(self) -> None:
         """Brings up to date what is not moved inline."""
         bus = self._bus
-        self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
         self.telemetry.redis(
             commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
@@ -302,6 +297,11 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
+        self._refresh_shown()
+
+    def _refresh_shown(self) -> None:
+        """That part of it which the console shows: it costs no look at every connection."""
+        self._hub.breakers.look()
         self.telemetry.refresh()
 
     async def _check_redis(self) -> None:
