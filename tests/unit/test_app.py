@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from gateway.app import Node, now_ms, report
 from gateway.archive.archive import open_archive
 from gateway.bus.bus import Bus
 from gateway.bus.connection import create_client
+from gateway.server import CannotListen, bind
 from gateway.session.model import Limits
 
 
@@ -35,3 +37,12 @@ def test_a_worker_starts_without_the_archives_library():
     shown = "import gateway.app, sys; print('sqlalchemy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_busy_admin_port_is_named():
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotListen) as caught:
+            bind("127.0.0.1", port, variable="GATEWAY_ADMIN_PORT")
+    assert f"GATEWAY_ADMIN_PORT={port}: cannot be served" in str(caught.value)
+    assert str(caught.value).endswith("another port: --admin-port")
