@@ -132,6 +132,15 @@ async def say(session: Session, text: str) -> None:
             pass
 
 
+async def insist(session: Session, text: str) -> None:
+    """A message, again until it is taken."""
+    while True:
+        with suppress(Refusal):
+            await session.send(text)
+            return
+        await asyncio.sleep(0.3)
+
+
 @asynccontextmanager
 async def crowd(world: World, size: int) -> AsyncIterator[list[Session]]:
     """So many sessions, on both nodes by turns."""
@@ -179,6 +188,7 @@ async def load(world: World, log: Path) -> AsyncIterator[asyncio.subprocess.Proc
     finally:
         if locust.returncode is None:
             locust.kill()
+            await locust.wait()
 
 
 async def test_under_load_every_query_has_data_and_no_event_is_lost(
@@ -267,7 +277,7 @@ async def test_a_crowd_without_a_worker_raises_queue_backlog_and_high_session_co
         try:
             async with crowd(world, CROWD) as sessions:
                 for session in sessions:
-                    await session.send("/burst 1")
+                    await insist(session, "/burst 1")
                 yield
         finally:
             world.worker.signal(signal.SIGCONT)
