@@ -86,7 +86,11 @@ class Node:
         self._bus = bus
         self._archive = archive
         self.telemetry = telemetry = Telemetry(
-            version=__version__, sessions_capacity=limits.sessions_capacity, logs=current_logs()
+            version=__version__,
+            sessions_capacity=limits.sessions_capacity,
+            max_tenants=limits.label_tenants,
+            max_agents=limits.label_agents,
+            logs=current_logs(),
         )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
@@ -191,6 +195,7 @@ class Node:
             address=urlsplit(admin_url or url).netloc,
             version=__version__,
             checks=lambda: self._readiness.checks,
+            refresh=self._refresh_shown,
             now_ms=now_ms,
         )
         self._fleet = Fleet(
@@ -279,8 +284,12 @@ class Node:
         self._archiver.heard(nodes)
 
     async def _render_metrics(self) -> tuple[bytes, str]:
+        self._refresh()
+        return await self.telemetry.render_in_turns()
+
+    def _refresh(self) -> None:
+        """Brings up to date what is not moved inline."""
         bus = self._bus
-        self._hub.breakers.look()
         self.telemetry.outbound(*self._edge.outbound())
         self.telemetry.redis(
             commands_up=bus.scripts.breaker.state is BreakerState.CLOSED,
@@ -288,7 +297,12 @@ class Node:
             reconnects=bus.reconnects.count,
             subscriber_reconnects=bus.notices.reconnects,
         )
-        return await self.telemetry.render_in_turns()
+        self._refresh_shown()
+
+    def _refresh_shown(self) -> None:
+        """That part of it which the console shows: it costs no look at every connection."""
+        self._hub.breakers.look()
+        self.telemetry.refresh()
 
     async def _check_redis(self) -> None:
         await self._bus.client.ping()  # pyright: ignore[reportUnknownMemberType]

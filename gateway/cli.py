@@ -141,8 +141,10 @@ def migrate(
     ] = "",
 ) -> None:
     """Brings the history's database to the version that this gateway needs."""
+    from gateway import operating
+
     settings, _ = _settings()
-    _start(settings, lambda: _migrate(settings, to), answers=True)
+    _start(settings, lambda: _say(operating.migrate(settings, to)), answers=True)
 
 
 @app.command()
@@ -345,20 +347,6 @@ async def _worker(
                 on_stop=stopper.on_stop,
                 tracer=tracer,
             )
-
-
-async def _migrate(settings: Settings, to: str) -> None:
-    from gateway.archive.database import Database
-    from gateway.archive.migrate import migrate
-    from gateway.archive.schema import VERSION
-    from gateway.opening import history_place
-
-    database = Database(history_place(settings))
-    try:
-        before, after = await migrate(database, to or VERSION)
-    finally:
-        await database.close()
-    typer.echo(f"{database.where}: from {before or 'nothing'} to {after or 'nothing'}")
 
 
 def _parent_is_gone(stopper: _Stopper) -> None:

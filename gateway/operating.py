@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gateway.archive.errors import HistoryAway
 from gateway.bus import keys
-from gateway.opening import open_archive, open_bus, redis_url
+from gateway.opening import history_place, open_archive, open_bus, redis_url
 from gateway.session.archive import DeadLetter, EntryId, Journal
 from gateway.session.errors import CannotStart, Unavailable
 from gateway.session.model import Limits
@@ -79,6 +79,21 @@ async def replay(settings: Settings, limits: Limits, names: Sequence[str]) -> An
             count += await journal.replay([letter.id for letter in found])
             left -= len(found)
         return Answer([f"put back: {count}"])
+
+
+async def migrate(settings: Settings, to: str) -> Answer:
+    """Brings the archive's database to a version, by default the one that is needed."""
+    # SQLAlchemy and Alembic: the other answers may do without.
+    from gateway.archive.database import Database
+    from gateway.archive.migrate import migrate
+    from gateway.archive.schema import VERSION
+
+    database = Database(history_place(settings))
+    try:
+        before, after = await migrate(database, to or VERSION)
+    finally:
+        await database.close()
+    return Answer([f"{database.where}: from {before or 'nothing'} to {after or 'nothing'}"])
 
 
 @asynccontextmanager

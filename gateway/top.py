@@ -188,10 +188,11 @@ def _tenants(seen: Overview) -> Table:
 
 
 def _nodes(seen: Overview) -> Table:
-    table = _table("Nodes", "", "address", "state", "connections", "sessions", "up", "version")
+    heads = ("address", "state", "connections", "sessions", "CPU", "MiB", "up", "version")
+    table = _table("Nodes", "", *heads)
     for it in seen.nodes:
-        cells = (it.connections, it.active, _time(it.up_s), it.version)
-        _row(table, it.node[-8:], it.url, _node_state(it), *cells)
+        size = (it.connections, it.active, f"{it.cpu:.0%}", it.memory_bytes // 2**20)
+        _row(table, it.node[-8:], it.url, _node_state(it), *size, _time(it.up_s), it.version)
     return table
 
 

@@ -201,6 +201,7 @@ class Feed:
         if isinstance(pushed, list):
             for entry in pushed:
                 self._offer(entry)
+            self.probe.pushed((self._now_ms() - pushed[-1].ts_ms) / 1000)
         elif pushed.name == "home":
             if self.attachments:  # where nobody has any, an open run's due time finds a home
                 self.ask_home()

@@ -63,6 +63,8 @@ class Limits:
     journal_bytes: int = 4 * 1024 * 1024
     outbox_bytes: int = 1024 * 1024
     stall_timeout_s: float = 30.0
+    label_tenants: int = 200
+    label_agents: int = 100
 
 
 # --- opening and reading a session ----------------------------------------------------------------

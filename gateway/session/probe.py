@@ -95,8 +95,16 @@ class SessionProbe(Protocol):
         """A frame with reported tokens passed."""
         ...
 
+    def pushed(self, delivery_s: float) -> None:
+        """A push came, so long after it was published: by two clocks, so perhaps before that."""
+        ...
+
     def opened(self, outcome: Outcome, seconds: float) -> None:
         """Who asked for the session was answered after so many seconds."""
+        ...
+
+    def call_spared(self) -> None:
+        """A message made no run, since its agent is left alone."""
         ...
 
     def run_claimed(self, waited_s: float) -> None:

@@ -292,6 +292,8 @@ class SessionService:
             accepted = await self._sessions.accept(new)
         except Refused as refused:
             if closed is not None and refused.code == ErrorCode.CIRCUIT_OPEN:
+                if feed := self._hub.find(view.key):
+                    feed.probe.call_spared()
                 raise closed from None
             if closed is None:
                 breakers.release(tenant, view.agent)

@@ -28,8 +28,17 @@ _OF_CALLS: dict[str, str] = {
     ErrorCode.TOO_LARGE: "protocol",
 }
 
-CALL_CODES = ("internal", "timeout", "worker_lost", "connection", "protocol", "rejected")
-"""How the call of an agent can fail: `rejected` where it raised an error of its own."""
+CALL_CODES = (
+    "internal",
+    "timeout",
+    "worker_lost",
+    "connection",
+    "protocol",
+    "rejected",
+    "circuit_open",
+)
+"""How the call of an agent can fail: `rejected` where it raised an error of its own, `circuit_open`
+where it was not even made."""
 
 
 def failure_of(code: str) -> tuple[str, str]:

@@ -47,8 +47,10 @@ class BoundCounter:
         """
         if amount < 0:
             raise ValueError("a counter only grows")
-        store, key = self._store, self._key
-        store[key] = store.get(key, 0) + amount
+        try:
+            self._store[self._key] += amount
+        except KeyError:  # shown only once it has moved
+            self._store[self._key] = amount
 
     def reach(self, total: float) -> None:
         """Takes over a count that is kept elsewhere; one that is less changes nothing."""

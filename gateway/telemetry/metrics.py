@@ -82,6 +82,7 @@ class Telemetry:
         self._lost_said_at = float("-inf")
         self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
+        self._series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
         self._by_service: dict[str, _ServiceMetrics] = {}
         self._archive = _ArchiveMetrics(self._series)
         self._redis = RedisMetrics(self._series)
@@ -206,8 +207,9 @@ class Telemetry:
         return self._formatter.marshall(self.registry), CONTENT_TYPE
 
     async def render_in_turns(self) -> tuple[bytes, str]:
-        """The same; the event loop does what else it has to, every millisecond or so."""
-        self.refresh()
+        """The same, as of the last `refresh`; every millisecond or so the event loop does what else
+        it has to.
+        """
         pieces = list[bytes]()
         for piece in self._formatter.pieces(self.registry):
             pieces.append(piece)

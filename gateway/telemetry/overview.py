@@ -72,6 +72,7 @@ class Summary(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         sessions: those that have their home there, by tenant.
+        cpu: cores that the process kept busy in the last ten seconds.
         slot: the number of the last slot, since the epoch; the plots end with it.
         latencies: how many values fell into each bucket in the time that is shown.
     """
@@ -84,6 +85,8 @@ class Summary(msgspec.Struct, omit_defaults=True):
     now_ms: int = 0
     draining: bool = False
     checks: dict[str, str] = {}
+    cpu: float = 0.0
+    memory_bytes: int = 0
     connections: int = 0
     sockets: int = 0
     active: int = 0
@@ -107,6 +110,8 @@ class NodeRow(msgspec.Struct):
     up_s: float
     draining: bool
     checks: dict[str, str]
+    cpu: float
+    memory_bytes: int
     connections: int
     active: int
 
@@ -297,6 +302,8 @@ def _row(each: Summary) -> NodeRow:
         up_s=max(0.0, (each.now_ms - each.started_ms) / 1000),
         draining=each.draining,
         checks=each.checks,
+        cpu=each.cpu,
+        memory_bytes=each.memory_bytes,
         connections=each.connections,
         active=each.active,
     )

@@ -15,7 +15,7 @@ from aioprometheus.collectors import Registry
 from gateway.telemetry import catalogue
 from gateway.telemetry.handles import BoundHistogram
 
-_AT_A_TIME = 500
+_AT_A_TIME = 1000
 """Histograms that are added up before the loop has its turn: some 0.5 ms."""
 
 _Labels = dict[str, str]
@@ -32,7 +32,7 @@ class Reader:
     def total(self, metric: catalogue.Metric, label: str = "", value: str = "") -> float:
         """A counter or gauge over its series; a counter also over those with a label's value."""
         store = self._store(metric)
-        return sum(store[key] for key in self._keys(metric, store, label, value))
+        return sum(map(store.__getitem__, self._keys(metric, store, label, value)))
 
     def each(self, metric: catalogue.Gauge) -> Iterator[tuple[_Labels, float]]:
         """The series of a gauge."""
@@ -51,11 +51,14 @@ class Reader:
         """How many values fell into each bucket of a histogram, the last being `+Inf`."""
         store = self._store(metric)
         counts = [0] * (len(metric.buckets) + 1)
-        for number, key in enumerate(list(self._keys(metric, store, label, value)), 1):
-            histogram = cast("BoundHistogram", store[key])
-            counts = [*map(int.__add__, counts, histogram.counts)]
-            if number % _AT_A_TIME == 0:
-                await asyncio.sleep(0)
+        found = cast(
+            "list[BoundHistogram]",
+            [store[key] for key in self._keys(metric, store, label, value)],
+        )
+        for start in range(0, len(found), _AT_A_TIME):
+            rows = [histogram.counts for histogram in found[start : start + _AT_A_TIME]]
+            counts = [*map(sum, zip(counts, *rows, strict=True))]
+            await asyncio.sleep(0)
         return counts
 
     def _store(self, metric: catalogue.Metric) -> dict[Any, Any]:

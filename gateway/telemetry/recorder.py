@@ -22,6 +22,7 @@ from gateway.telemetry.overview import (
 from gateway.telemetry.reading import Reader
 
 _AGENT = "agent:"
+_CPU_SLOTS = 10 // SLOT_S
 _SLOT_MS = SLOT_S * 1000
 
 _GROWING = {
@@ -48,16 +49,22 @@ class Recorder:
         address: str,
         version: str,
         checks: Callable[[], Mapping[str, str]],
+        refresh: Callable[[], None],
         now_ms: Callable[[], int],
     ) -> None:
-        """`url` is for clients, `address` shows the metrics, `checks` are those of readiness."""
+        """`url` is for clients, `address` shows the metrics, `checks` are those of readiness.
+
+        `refresh` brings up to date the metrics that are not moved inline.
+        """
         self._reader = Reader(registry)
         self._checks = checks
+        self._refresh = refresh
         self._now_ms = now_ms
         self.address = address
         self._own = Summary(node, url=url, metrics=address, version=version, started_ms=now_ms())
         self._slot = self._slot_now() - 1
         self._plots = {name: deque([0], maxlen=SLOTS) for name in PLOTS}
+        self._cpu = deque[float](maxlen=_CPU_SLOTS + 1)
         self._counted = dict.fromkeys(_GROWING, 0.0)
         self._buckets = {
             name: deque([[0] * (len(metric.buckets) + 1)], maxlen=SHOWN + 1)
@@ -76,6 +83,7 @@ class Recorder:
         """
         buckets = {name: await self._reader.counts(*what) for name, what in LATENCIES.items()}
         gauges = {"connections": self._connections(), "sessions": self._active()}
+        self._refresh()
         ended = self._slot_now() - 1
         passed = min(ended - self._slot, SLOTS)
         if passed <= 0:
@@ -88,16 +96,21 @@ class Recorder:
             self._plots[name].extend([0] * (passed - 1))
             self._plots[name].append(round(total - self._counted[name]))
             self._counted[name] = total
+        cpu_s = self._reader.total(catalogue.PROCESS_CPU_SECONDS_TOTAL)
+        self._cpu.extend([cpu_s] * min(passed, _CPU_SLOTS))
         for name, counts in buckets.items():
             self._buckets[name].extend([counts] * passed)
 
     def summary(self) -> Summary:
         """How the node does now."""
+        self._refresh()
         own, reader = self._own, self._reader
         own.now_ms = self._now_ms()
         own.draining = bool(reader.total(catalogue.DRAINING))
         own.checks = dict(self._checks())
         own.connections, own.active = self._connections(), self._active()
+        own.memory_bytes = int(reader.total(catalogue.PROCESS_RESIDENT_MEMORY_BYTES))
+        own.cpu = self._cpu_now()
         own.sockets = int(reader.total(catalogue.WEBSOCKET_OPEN_SOCKETS))
         own.capacity = int(reader.total(catalogue.SESSIONS_CAPACITY))
         largest = reader.largest(catalogue.SESSIONS_ACTIVE, MOST_ROWS)
@@ -111,6 +124,10 @@ class Recorder:
             for name, rows in self._buckets.items()
         }
         return own
+
+    def _cpu_now(self) -> float:
+        cpu = self._cpu
+        return round((cpu[-1] - cpu[0]) / (SLOT_S * (len(cpu) - 1)), 3) if len(cpu) > 1 else 0.0
 
     def _slot_now(self) -> int:
         return self._now_ms() // _SLOT_MS

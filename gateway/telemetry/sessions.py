@@ -91,6 +91,7 @@ class SessionMetrics:
         "_labels",
         "_of_tenant",
         "_output",
+        "_pushes",
         "_queues",
         "_runs",
         "_waited",
@@ -118,6 +119,7 @@ class SessionMetrics:
             series.counter(catalogue.TOKENS_TOTAL, tenant, agent, kind, from_zero=False)
             for kind in ("output", "input")
         )
+        self._pushes = series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
         self._waited = series.histogram(catalogue.QUEUE_WAIT_SECONDS, tenant, agent)
         self._first_event = series.histogram(catalogue.TIME_TO_FIRST_EVENT_SECONDS, tenant, agent)
         self._runs = {
@@ -160,12 +162,21 @@ class SessionMetrics:
         self._of_tenant.processed[role].inc()
         self._of_tenant.processing[role].observe(seconds)
 
+    def pushed(self, delivery_s: float) -> None:
+        """A push came; what would be negative counts as zero."""
+        self._pushes.observe(delivery_s if delivery_s > 0 else 0.0)
+
     def tokens(self, output: int, into: int) -> None:
         """A frame with reported tokens passed."""
         if output > 0:
             self._output.inc(output)
         if into > 0:
             self._input.inc(into)
+
+    def call_spared(self) -> None:
+        """A message made no run, since its agent is left alone. It took no time."""
+        self._calls.inc()
+        self._calls_failed["circuit_open"].inc()
 
     def run_claimed(self, waited_s: float) -> None:
         """A run got its first worker."""

@@ -13,7 +13,7 @@ const TOKENS_OVER_S = 10;
 /**
  * @typedef {{count: number, p50: number | null, p95: number | null, p99: number | null, bound: number}} Latency
  * @typedef {{agent: string, workers: number, busy: number, free: number, waiting: number, breaker: number, failures: number}} Agent
- * @typedef {{node: string, url: string, version: string, up_s: number, draining: boolean, checks: Record<string, string>, connections: number, active: number}} NodeRow
+ * @typedef {{node: string, url: string, version: string, up_s: number, draining: boolean, checks: Record<string, string>, cpu: number, memory_bytes: number, connections: number, active: number}} NodeRow
  * @typedef {{asked: string, silent_s: number, connections: number, sockets: number, active: number,
  *   capacity: number, messages_per_minute: number, tokens_per_second: number,
  *   failures_per_minute: number, totals: Record<string, number>, slot_s: number, end_s: number,
@@ -271,6 +271,8 @@ function showTables(state) {
       node.url.replace(/^https?:\/\//, ""),
       whole.format(node.connections),
       whole.format(node.active),
+      `${whole.format(node.cpu * 100)} %`,
+      `${whole.format(node.memory_bytes / 1024 / 1024)} MiB`,
       duration(node.up_s),
       node.version,
     ]),

@@ -1,7 +1,7 @@
 """The main dashboard: the user's section 6.1, and before it the connections, one's first look."""
 
 from panels import UP, Panel, Query, Row, percentiles
-from promql import JOB, a_minute, highest, level, lowest, quantile, rate, share
+from promql import JOB, a_minute, highest, level, lowest, most, quantile, rate, share
 
 from gateway.telemetry import catalogue as c
 
@@ -232,7 +232,9 @@ MAIN = (
                 "cpm",
                 (
                     Query(
-                        a_minute(c.MESSAGE_FAILURES_TOTAL, "role", "error_class", "error_code"),
+                        most(
+                            a_minute(c.MESSAGE_FAILURES_TOTAL, "role", "error_class", "error_code")
+                        ),
                         "{{role}} {{error_class}} {{error_code}}",
                     ),
                 ),

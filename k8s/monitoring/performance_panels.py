@@ -1,7 +1,7 @@
 """The performance dashboard: the user's section 6.2, and what a node itself does with its time."""
 
 from panels import BREAKER, Panel, Query, Row, percentiles
-from promql import a_minute, highest, level, quantile, rate, share
+from promql import a_minute, highest, level, most, quantile, rate, share
 
 from gateway.telemetry import catalogue as c
 
@@ -69,7 +69,7 @@ PERFORMANCE = (
                 "cpm",
                 (
                     Query(
-                        a_minute(c.SERVICE_CALL_FAILURES_TOTAL, "service", "error_code"),
+                        most(a_minute(c.SERVICE_CALL_FAILURES_TOTAL, "service", "error_code")),
                         "{{service}} {{error_code}}",
                     ),
                 ),

@@ -66,6 +66,11 @@ def share(of: Counter, whole: Counter, *by: str) -> str:
     return f"({above} or 0 * {below}) / {below}"
 
 
+def most(expression: str) -> str:
+    """The ten largest series, where most are at zero all the time."""
+    return f"topk(10, {expression})"
+
+
 def _over(aggregation: str, metric: Metric, by: tuple[str, ...]) -> str:
     for label in by:
         _check(metric, label)

@@ -45,10 +45,9 @@ class Proxy:
         port: the port, the same after `refuse`.
     """
 
-    def __init__(self, upstream: str, delay_s: float = DELAY_S) -> None:
+    def __init__(self, upstream: str) -> None:
         self.port = 0
         self._upstream = upstream
-        self._delay_s = delay_s
         self._mode: Mode = "pass"
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -102,7 +101,7 @@ class Proxy:
         while data := await reader.read(_CHUNK):
             await self._flowing.wait()
             if self._mode == "delay":
-                await asyncio.sleep(self._delay_s)
+                await asyncio.sleep(DELAY_S)
             if self._mode in ("swallow", "swallow_up" if up else "swallow_down"):
                 pair.spoilt = True
             if writer.transport.is_closing():
@@ -114,9 +113,9 @@ class Proxy:
         raise ConnectionResetError  # one side has ended, and nobody here closes half
 
 
-async def serve(upstream: str, count: int, delay_s: float) -> None:
+async def serve(upstream: str, count: int) -> None:
     """Opens proxies, prints their ports, and obeys lines `NUMBER MODE` until there are no more."""
-    proxies = [Proxy(upstream, delay_s) for _ in range(count)]
+    proxies = [Proxy(upstream) for _ in range(count)]
     for proxy in proxies:
         await proxy.open()
     print(*(proxy.port for proxy in proxies), flush=True)
@@ -134,11 +133,11 @@ async def serve(upstream: str, count: int, delay_s: float) -> None:
 class Proxies:
     """A process with one proxy for each name."""
 
-    def __init__(self, upstream: Path, names: Sequence[str], *, delay_s: float = DELAY_S) -> None:
-        """Starts them. `delay` keeps bytes for so long, each way."""
+    def __init__(self, upstream: Path, names: Sequence[str]) -> None:
+        """Starts them."""
         self._names = list(names)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(upstream), str(len(self._names)), str(delay_s)],
+            [sys.executable, __file__, str(upstream), str(len(self._names))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -165,4 +164,4 @@ class Proxies:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -159,13 +159,13 @@ def test_the_page_shows_what_a_conversation_made(fleet: Fleet, page: Page) -> No
         tokens = fleet.metric("tokens_total", 'type="output"')
         assert tokens > 50
         expect(page.locator("#tokens .note")).to_have_text(f"{tokens} in 5 min")
-        for name in ("Accepted", "Delivered"):
+        for name in ("Accepted", "First event", "Delivered"):
             expect(cells(page, "latencies", name).last).to_have_text("4")
             expect(cells(page, "latencies", name).first).to_contain_text("ms")
-        expect(page.locator("#agents tbody th")).to_have_text("demo")
+        expect(cells(page, "agents", "demo")).to_have_text(["1", "0 / 8", "0", "well"])
         expect(cells(page, "services", "redis").first).to_have_text("well")
         expect(page.locator("#nodes tbody tr")).to_have_count(1)
-        assert page.locator("#connections .line").get_attribute("d", timeout=0)
+        assert page.locator("#connections .line").get_attribute("d")
         assert page.evaluate("document.documentElement.scrollWidth") == 360
     expect(page.locator("#connections .value")).to_have_text("0")
 

@@ -108,7 +108,9 @@ def lines_of(stack: Stack) -> dict[str, list[dict[str, Any]]]:
 
 
 async def test_every_line_of_every_process(tmp_path: Path, redis: RedisServer) -> None:
-    stack = Stack(f"unix://{redis.socket}", tmp_path, {"GATEWAY_LOG_LEVEL": "DEBUG"})
+    # Of the collector, which is away, nobody else hears; its ids are in the lines all the same.
+    environment = {"GATEWAY_LOG_LEVEL": "DEBUG", "OTLP_ENDPOINT": "127.0.0.1:1"}
+    stack = Stack(f"unix://{redis.socket}", tmp_path, environment)
     try:
         stack.add_worker("support.agents:asking")
         stack.add_worker("support.agents:noisy")
@@ -144,6 +146,8 @@ async def test_every_line_of_every_process(tmp_path: Path, redis: RedisServer) -
     assert ended["request_id"] == "mine"
     for line in (*opened, created, ended):
         assert line["tenant_id"] == "acme"
+        assert line["trace_id"]
+        assert line["span_id"]
     assert all(line["session_id"] for line in (*opened, ended))
     assert all(line["request_id"] for line in at_node if line["tenant_id"])
 
@@ -180,8 +184,9 @@ async def test_a_database_that_is_away_from_the_start_is_told_of_by_its_name(
     finally:
         stack.stop()
     lines = lines_of(stack)["node-0"]
-    ill = [line for line in lines if line["message"] == "dependency is ill"]
-    assert [line["context"]["dependency"] for line in ill] == ["database"]
+    ill = [line["context"] for line in lines if line["message"] == "dependency is ill"]
+    # On a busy machine Redis may be late, too.
+    assert [context["dependency"] for context in ill].count("database") == 1
     told = [line for line in lines if line["message"] == "the database does not answer"]
     assert {line["context"]["database"] for line in told} == {
         "DATABASE_URL=postgresql://ann:***@127.0.0.1:1/history"

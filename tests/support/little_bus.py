@@ -426,6 +426,7 @@ class CountingProbe:
 
     def __init__(self) -> None:
         self.facts: Counter[str] = Counter()
+        self.pushes = 0
         self.deliveries: list[float] = []
         self.durations: list[float] = []
         self.waits: list[tuple[str, float]] = []
@@ -468,6 +469,9 @@ class CountingProbe:
     def message_accepted(self, role: str, seconds: float) -> None:
         self.facts[f"messages {role}"] += 1
 
+    def pushed(self, delivery_s: float) -> None:
+        self.pushes += 1
+
     def tokens(self, output: int, into: int) -> None:
         self.facts["output"] += output
         self.facts["input"] += into
@@ -479,6 +483,9 @@ class CountingProbe:
         self.deliveries.append(delivery_s)
         if took_s is not None:
             self.waits.append((f"{kind} {task} {code}", took_s))
+
+    def call_spared(self) -> None:
+        self.facts["calls spared"] += 1
 
     def run_claimed(self, waited_s: float) -> None:
         self.waits.append(("claimed", waited_s))

@@ -182,7 +182,7 @@ def alert_queries() -> list[Query]:
 
 def live(expression: str, *, interval: str = "1m") -> str:
     """A panel's expression as Prometheus takes it: all tenants, agents and nodes."""
-    expression = expression.replace("$__rate_interval", interval).replace("$__range", interval)
+    expression = expression.replace("$__rate_interval", interval)
     return re.sub(r"\$\{?(?:tenant|agent|instance)\}?", ".*", expression)
 
 

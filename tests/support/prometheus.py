@@ -58,10 +58,10 @@ class Prometheus:
         scrape: Sequence[Mapping[str, Any]],
         rules: Mapping[str, Any],
         *,
-        interval_s: float = 0.5,
+        interval_s: int = 1,
     ) -> "AsyncIterator[Prometheus]":
         """Scrapes and evaluates at that interval; `scrape` and `rules` as in its own files."""
-        interval = f"{int(interval_s * 1000)}ms"
+        interval = f"{interval_s}s"
         every = ("scrape_interval", "scrape_timeout", "evaluation_interval")
         config = {
             "global": dict.fromkeys(every, interval),
@@ -108,10 +108,10 @@ class Prometheus:
             assert time.monotonic() < deadline, f"{found}, not {wanted}"
             await asyncio.sleep(0.1)
 
-    async def firing(self) -> set[str]:
-        """The alerts that fire."""
+    async def firing(self) -> dict[str, dict[str, Any]]:
+        """The alerts that fire, by name; of each, one."""
         alerts = (await self._get("/api/v1/alerts"))["alerts"]
-        return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
+        return {each["labels"]["alertname"]: each for each in alerts if each["state"] == "firing"}
 
     async def wait_for_alerts(
         self, *, firing: Collection[str] = (), silent: Collection[str] = ()
@@ -120,9 +120,9 @@ class Prometheus:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             found = await self.firing()
-            if found.issuperset(firing) and found.isdisjoint(silent):
+            if found.keys() >= {*firing} and found.keys().isdisjoint(silent):
                 return
-            assert time.monotonic() < deadline, f"{found} fire; not {firing} without {silent}"
+            assert time.monotonic() < deadline, f"not {firing} without {silent}, but {found}"
             await asyncio.sleep(0.1)
 
     async def _get(self, path: str, **params: str) -> Any:

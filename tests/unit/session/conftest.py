@@ -12,7 +12,7 @@ from support.little_bus import KEY, CountingProbe, LittleBus, ManualClock
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
 from gateway.session.hub import Hub, HubTimes
-from gateway.session.model import SessionKey
+from gateway.session.model import RunRef, SessionKey
 from gateway.session.wheel import Wheel
 from protocol.frames import Cursor
 
@@ -20,6 +20,7 @@ from protocol.frames import Cursor
 class World:
     def __init__(self, times: HubTimes) -> None:
         self.bus = LittleBus()
+        self.cut: list[tuple[RunRef, str]] = []
         self.archive = LittleArchive()
         self.probe = CountingProbe()
         self.clock = ManualClock()
@@ -53,6 +54,7 @@ class World:
             now_ms=lambda: self.now_ms,
             wheel=self.wheel,
             report=self.report,
+            on_run_cut=lambda ref, agent: self.cut.append((ref, agent)),
             times=self.times,
         )
 

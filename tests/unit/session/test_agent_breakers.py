@@ -207,6 +207,7 @@ async def test_the_node_hears_how_runs_end_in_what_it_follows(world, service) ->
         await service.message(view, Message("m1", "hi"))
     assert caught.value.code is ErrorCode.CIRCUIT_OPEN
     assert world.bus.accepted == []
+    assert world.probe.facts["calls spared"] == 1
     assert world.probe.breakers["agent:demo"] == (OPEN, 5)
 
 

@@ -6,7 +6,7 @@ import pytest
 from support.little_bus import KEY
 
 from gateway.session.errors import Unavailable
-from gateway.session.model import SessionKey
+from gateway.session.model import RunRef, SessionKey
 
 
 async def test_the_home_counts_and_another_node_does_not(world):
@@ -22,6 +22,24 @@ async def test_the_home_counts_and_another_node_does_not(world):
     world.bus.append("E", key=mine, out=5, into=2)
     await world.settle()
     assert world.probe.facts == {"active": 1, "output": 5, "input": 2}
+
+
+async def test_every_push_is_timed_where_it_comes_home_or_not(world):
+    world.bus.make(home="elsewhere")
+    await world.join()
+    world.bus.append("E")
+    world.bus.append("F")
+    await world.settle()
+    assert world.probe.pushes == 2
+
+
+async def test_a_run_that_is_cut_is_told_with_its_agent_for_it_may_have_waited(world):
+    world.bus.make()
+    await world.join()
+    for kind in "FICX":
+        world.bus.append(kind, run=f"run-{kind}")
+    await world.settle()
+    assert world.cut == [(RunRef(*KEY, f"run-{kind}"), "demo") for kind in "CX"]
 
 
 async def test_every_event_is_counted_once_whatever_the_channel_does(world):

@@ -32,5 +32,5 @@ def test_what_an_agent_invents_is_its_answer_and_no_new_label(code):
 
 def test_a_call_fails_in_few_ways_and_not_by_a_cancel():
     found = {call_failure_of(code) for code in ErrorCode}
-    assert found == {None, *CALL_CODES}
+    assert found == {None, *CALL_CODES} - {"circuit_open"}, "which is no end of a run"
     assert call_failure_of(ErrorCode.CANCELLED) is None

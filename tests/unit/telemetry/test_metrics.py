@@ -253,6 +253,17 @@ def test_a_run_that_no_worker_had_is_a_call_only_when_it_failed_for_that():
     }
 
 
+def test_a_call_that_is_not_made_is_one_and_takes_no_time():
+    telemetry = Telemetry(version="1")
+    telemetry.session("acme", "demo").call_spared()
+    call = {**TENANT, "service": "agent:demo", "operation": "run"}
+    names = "service_call_total", "service_call_failures_total", "service_call_seconds_count"
+    assert moved(telemetry, *names) == {
+        series("service_call_total", **call): 1,
+        series("service_call_failures_total", **call, error_code="circuit_open"): 1,
+    }
+
+
 def test_a_cancel_that_its_agent_did_not_hear_is_no_failed_call():
     telemetry = Telemetry(version="1")
     telemetry.session("acme", "demo").run_ended("X", "-", "cancelled", "run", 1.0, 0.0)
@@ -305,6 +316,29 @@ def test_a_delivery_that_another_clock_makes_negative_counts_as_zero(telemetry: 
     seconds = value(telemetry, "message_processing_seconds", TENANT | {"role": "assistant"})
     assert isinstance(seconds, dict)
     assert (seconds["sum"], seconds["count"], seconds[0.001]) == (0, 1, 1)
+
+
+def test_a_push_that_another_clock_makes_early_counts_as_one_that_took_no_time(
+    telemetry: Telemetry,
+):
+    for seconds in (-0.3, 0.2):
+        telemetry.session("acme", "demo").pushed(seconds)
+    took = value(telemetry, "pubsub_delivery_seconds", {})
+    assert isinstance(took, dict)
+    assert (took["sum"], took["count"], took[0.001]) == (0.2, 2, 1)
+
+
+def test_what_one_event_moves_costs_no_look_up_by_labels(telemetry: Telemetry):
+    """Some 1 us; by labels each of the four moves would cost 6. `loadtests/metrics.py` measures."""
+    session, best = telemetry.session("acme", "demo"), 1.0
+    for _ in range(50):
+        began = time.perf_counter()
+        for _ in range(100):
+            session.tokens(1, 0)
+            session.pushed(0.004)
+            telemetry.sockets.frames_sent(1, 300)
+        best = min(best, time.perf_counter() - began)
+    assert best / 100 < 15e-6
 
 
 def test_moves_through_aioprometheus_and_through_handles_add_up():

@@ -37,6 +37,7 @@ class Clocked:
             address=node,
             version="1",
             checks=lambda: {"redis": "ok"},
+            refresh=self.telemetry.refresh,
             now_ms=lambda: self.now_ms,
         )
 
