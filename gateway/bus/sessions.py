@@ -214,15 +214,15 @@ class RedisSessions:
         answer = await self._call("snapshot", key)
         if not answer:
             return None
-        epoch, seq, open_run, first_seq, state, items = answer
+        epoch, seq, first_seq, state, items, last_end_ms = answer
         parts = [item.partition(b" ") for item in items]
         return SnapshotSource(
             cursor=Cursor(epoch.decode(), int(seq)),
             messages=[message for _, _, message in parts],
             first_seq=int(first_seq),
             state=state or None,
-            open_run=open_run.decode(),
             message_runs=[run_id.decode() for run_id, _, _ in parts],
+            last_end_ms=last_end_ms,
         )
 
     async def leave(self, key: SessionKey, node: str, *, counted_seq: int) -> bool:

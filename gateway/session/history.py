@@ -114,31 +114,40 @@ class SessionHistory:
         live, ended = await self._live(key, who.user)
         if live is None and not ended and await self._archive.session(key, who.user) is None:
             raise _not_found()
-        tail = await self._tail(key) if before is None else []
+        tail, last_end_ms = await self._tail(key) if before is None else ([], None)
         # Runs that were archived since the tail was read: they are in it, and not on the page.
         doubled = {message.run_id for message in tail}
         while True:
             found = await self._archive.messages(key, before=before, limit=limit + 1)
             following = found[1].position if len(found) > limit else None
-            page = [one for one in found[-limit:] if one.run_id not in doubled]
+            page = [
+                one
+                for one in found[-limit:]
+                if one.run_id not in doubled
+                # And what was said since then would stand ahead of it.
+                and (last_end_ms is None or one.position.at_ms <= last_end_ms)
+            ]
             if page or following is None:
                 return MessagePage(page, tail, following)
             before = following
 
-    async def _tail(self, key: SessionKey) -> list[LiveMessage]:
-        """The live transcript from the first message on that is not archived."""
+    async def _tail(self, key: SessionKey) -> tuple[list[LiveMessage], int | None]:
+        """The live transcript from the first message on that is not archived, and when the newest
+        run ended as it was read; None where there is no such message.
+        """
         source = await self._sessions.snapshot(key)
         if source is None or not source.messages:
-            return []
+            return [], None
         runs = source.message_runs
         archived = await self._archive.archived(key, list(dict.fromkeys(runs)))
         # What stands before an archived run was archived, too, and has been removed since.
         first = next((nth for nth, run_id in enumerate(runs) if run_id in archived), 0)
-        return [
+        tail = [
             LiveMessage(run_id, message)
             for run_id, message in list(zip(runs, source.messages, strict=True))[first:]
             if run_id not in archived
         ]
+        return tail, source.last_end_ms if tail else None
 
     async def _live(self, key: SessionKey, user: str) -> tuple[SessionView | None, bool]:
         """The session as it lives; and whether it is over and still remembered."""

@@ -120,14 +120,15 @@ class SnapshotSource:
         message_runs: the run that each of them belongs to.
         state: the shared state as JSON, when the agent has set one.
         first_seq: of the open run's `RUN_STARTED`; 0 when no run is open.
+        last_end_ms: when the newest run ended, as the archive orders them.
     """
 
     cursor: Cursor
     messages: list[bytes]
     state: bytes | None
-    open_run: str = ""
     first_seq: int = 0
     message_runs: list[str] = field(default_factory=list[str])
+    last_end_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from support.history import T0
@@ -13,7 +14,7 @@ from gateway.archive.writer import Writer
 from gateway.bus.bus import Bus
 from gateway.session.archive import SessionFilter
 from gateway.session.history import MessagePage, SessionHistory
-from gateway.session.model import Principal
+from gateway.session.model import Principal, SessionKey
 
 RUNS = 30
 PARTITIONS = range(128)
@@ -90,6 +91,40 @@ async def test_pages_read_while_it_is_archived_are_whole(
     await archive(bus, database)
     page = await history.messages(ME, talk.key.session_id, before=None, limit=200)
     assert (texts(page), page.live) == (everything, [])
+
+
+class Meanwhile(Reader):
+    """A reader that something happens to, between the look at what lives and the read of a page."""
+
+    said: Callable[[], Awaitable[None]]
+
+    async def archived(self, key: SessionKey, run_ids: Sequence[str]) -> set[str]:
+        known = await super().archived(key, run_ids)
+        await self.said()
+        return known
+
+
+async def test_what_is_said_and_archived_during_the_read_stands_not_ahead_of_what_was(
+    bus: Bus, database: Database
+) -> None:
+    talk = Talk(bus)
+    await talk.open()
+    await say(talk, 0)
+    await archive(bus, database)
+    await say(talk, 1)
+    reader = Meanwhile(
+        database, now_ms=lambda: T0, transcript_messages=200, transcript_bytes=1024 * 1024
+    )
+
+    async def more() -> None:
+        await say(talk, 2)
+        await archive(bus, database)
+
+    reader.said = more
+    page = await SessionHistory(reader, bus.sessions).messages(
+        ME, talk.key.session_id, before=None, limit=200
+    )
+    assert texts(page) == ["q0", "a0", "q1", "a1"]
 
 
 async def test_a_session_from_its_first_moment_to_its_end(

@@ -372,9 +372,9 @@ class LittleBus:
             Cursor(session.epoch, session.seq),
             list(session.messages),
             session.state,
-            session.open_run,
             session.run_from if session.open_run else 0,
             list(session.message_runs),
+            2**53,  # it does not know when runs ended
         )
         if self.gate is not None:
             await self.gate.wait()
