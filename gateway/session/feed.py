@@ -201,7 +201,8 @@ class Feed:
         if isinstance(pushed, list):
             for entry in pushed:
                 self._offer(entry)
-            self.probe.pushed((self._now_ms() - pushed[-1].ts_ms) / 1000)
+            took_ms = self._now_ms() - pushed[-1].ts_ms
+            self.probe.pushed(took_ms / 1000 if took_ms > 0 else 0.0)
         elif pushed.name == "home":
             if self.attachments:  # where nobody has any, an open run's due time finds a home
                 self.ask_home()

@@ -46,6 +46,14 @@ async def test_events_of_one_turn_leave_in_one_batch(world):
     assert len(client.outbox.take(1 << 20)) == 3
 
 
+async def test_a_push_that_another_clock_makes_early_took_no_time(world):
+    world.bus.make()
+    await world.join()
+    world.bus.append(ts_ms=world.now_ms - 300)
+    world.bus.append(ts_ms=world.now_ms + 300)
+    assert world.probe.pushes == [0.3, 0]
+
+
 async def test_a_duplicate_is_dropped(world):
     session = world.bus.make()
     client = await world.join()
