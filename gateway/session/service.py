@@ -28,7 +28,7 @@ from gateway.session.model import (
     SessionView,
 )
 from gateway.session.ports import Directory, Dispatcher, Sessions
-from gateway.session.tracing import UNTRACED, Tracer
+from gateway.session.tracing import UNTRACED, Tracer, valid_traceparent
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
 from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
@@ -273,8 +273,9 @@ class SessionService:
     async def _accept(
         self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult, connection: str
     ) -> Ack:
+        within = valid_traceparent(new.traceparent)
         with self._tracer.accepting(
-            view.key, view.agent, new.run_id, traceparent=new.traceparent, connection=connection
+            view.key, view.agent, new.run_id, traceparent=within, connection=connection
         ) as span:
             ack = await self._put(view, replace(new, traceparent=span.traceparent))
             if ack.run_id == new.run_id and ack.status != "duplicate":

@@ -6,6 +6,7 @@ leaves the process, in a record that crosses Redis or in a header, its `tracepar
 Context) names it. Nothing is traced on the path of an event.
 """
 
+import re
 from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -13,6 +14,23 @@ from typing import Any, Protocol, Self
 from gateway.session.model import AgentInfo, Claim, SessionKey
 
 Fact = str | int | float | bool
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?",
+    re.DOTALL,
+)
+
+
+def valid_traceparent(text: str) -> str:
+    """A `traceparent` that came from outside, in the form of W3C Trace Context's version 00.
+
+    Empty when it has no such form. Whatever takes one from a client asks here, for it becomes a
+    header of others' requests.
+    """
+    found = _TRACEPARENT.fullmatch(text)
+    if found is None or (found[1] == "00" and found[3] is not None):
+        return ""
+    return f"00-{found[2]}"  # of a later version, as much as this one knows
 
 
 class Span(Protocol):
@@ -103,7 +121,7 @@ class ProcessTracer(Tracer, AgentTracer, Protocol):
 
 
 class _NoSpan:
-    """Nothing is traced: what came with a `traceparent` passes it on as it is."""
+    """Nothing is traced: what came with a valid `traceparent` passes it on as it is."""
 
     __slots__ = ("traceparent",)
 

@@ -13,6 +13,7 @@ from protocol.codes import ErrorCode
 from protocol.frames import Answer, AnswerEntry, Cancel, Close, Message, ToolResult
 
 ANONYMOUS = Principal("acme", "anonymous")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
@@ -88,10 +89,10 @@ async def test_a_message_carries_what_its_run_needs(world, service):
     world.bus.append()
     await world.join()
     view = await service.find(ANONYMOUS, KEY.session_id)
-    ack = await service.message(view, Message("m1", "hi", traceparent="00-x"))
+    ack = await service.message(view, Message("m1", "hi", traceparent=TRACEPARENT))
     [new] = world.bus.accepted
     assert new.message == b'{"id":"m1","role":"user","content":"hi"}'
-    assert (new.frame_id, new.run_id, new.traceparent) == ("m1", ack.run_id, "00-x")
+    assert (new.frame_id, new.run_id, new.traceparent) == ("m1", ack.run_id, TRACEPARENT)
     assert (new.seen.epoch, new.seen.seq) == ("e1", 1)
     assert world.bus.dispatched[0].run_id == ack.run_id
 
@@ -105,6 +106,19 @@ async def test_whatever_starts_a_run_says_how_much_of_the_log_was_seen(world, se
     await service.answer(view, Answer("a", [AnswerEntry("i", "resolved")]))
     await service.tool_result(view, ToolResult("t", "c", "42"))
     assert [(new.seen.epoch, new.seen.seq) for new in world.bus.accepted] == [("e1", 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"), [(TRACEPARENT, TRACEPARENT), ("evil\r\nX-Admin: 1", "")]
+)
+async def test_whatever_starts_a_run_names_a_valid_trace_or_none(world, service, given, passed):
+    """A worker's agent sends it to others as a header."""
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    await service.message(view, Message("m", "hi", traceparent=given))
+    await service.answer(view, Answer("a", [AnswerEntry("i", "resolved")], traceparent=given))
+    await service.tool_result(view, ToolResult("t", "c", "42", traceparent=given))
+    assert [new.traceparent for new in world.bus.accepted] == [passed] * 3
 
 
 async def test_a_repeated_cancel_is_the_same_cancel(world, service):
