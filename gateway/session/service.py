@@ -278,8 +278,12 @@ class SessionService:
             view.key, view.agent, new.run_id, traceparent=within, connection=connection
         ) as span:
             ack = await self._put(view, replace(new, traceparent=span.traceparent))
-            if ack.run_id == new.run_id and ack.status != "duplicate":
+            if ack.run_id == new.run_id:  # a duplicate as well, where the bus had to repeat it
                 span.accepted()
+            else:
+                span.made_none(
+                    "duplicate" if ack.status == "duplicate" else "none", ack.run_id or ""
+                )
             return ack
 
     async def _put(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:

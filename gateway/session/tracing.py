@@ -7,7 +7,7 @@ Context) names it. Nothing is traced on the path of an event.
 """
 
 import re
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -66,6 +66,10 @@ class Accepting(Span, Protocol):
         """It has made its run, whose span goes on until `Tracer.run_ended`."""
         ...
 
+    def made_none(self, status: str, run_id: str) -> None:
+        """It has made no run; `run_id` is the one that is known by it, if any."""
+        ...
+
 
 class CallTracer(Protocol):
     """Traces what a dependency is asked."""
@@ -97,6 +101,10 @@ class Tracer(CallTracer, Protocol):
 
     def run_ended(self, run_id: str, kind: str, code: str) -> None:
         """A run's terminal event passed; `kind` and `code` as in `entry`."""
+        ...
+
+    def runs_lost(self, run_ids: Iterable[str]) -> None:
+        """Their terminal events will not pass here: Redis lost them, or what came before them."""
         ...
 
     def tell(self, **facts: Fact | None) -> None:
@@ -134,6 +142,8 @@ class _NoSpan:
 
     def accepted(self) -> None: ...
 
+    def made_none(self, status: str, run_id: str) -> None: ...
+
     def __enter__(self) -> Self:
         return self
 
@@ -166,6 +176,8 @@ class _Untraced:
         return _NoSpan(traceparent)
 
     def run_ended(self, run_id: str, kind: str, code: str) -> None: ...
+
+    def runs_lost(self, run_ids: Iterable[str]) -> None: ...
 
     def tell(self, **facts: Fact | None) -> None: ...
 

@@ -7,7 +7,7 @@ from support.little_bus import KEY
 from gateway.session.endings import PATIENCE_S, Endings
 from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused, Unavailable
-from gateway.session.model import Principal, SessionKey
+from gateway.session.model import Accepted, Principal, SessionKey
 from gateway.session.service import SessionService, digest, run_fields
 from protocol.codes import ErrorCode
 from protocol.frames import Answer, AnswerEntry, Cancel, Close, Message, ToolResult
@@ -41,6 +41,7 @@ def service(world, endings) -> SessionService:
         journal=world.bus,
         node="n1",
         now_ms=lambda: world.now_ms,
+        tracer=world.ends,
     )
 
 
@@ -119,6 +120,33 @@ async def test_whatever_starts_a_run_names_a_valid_trace_or_none(world, service,
     await service.answer(view, Answer("a", [AnswerEntry("i", "resolved")], traceparent=given))
     await service.tool_result(view, ToolResult("t", "c", "42", traceparent=given))
     assert [new.traceparent for new in world.bus.accepted] == [passed] * 3
+
+
+async def test_a_trace_tells_a_message_that_makes_no_run(world, service):
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    first = await service.message(view, Message("m", "hi"))
+    await service.message(view, Message("m", "hi"))
+    accept = world.bus.accept
+
+    async def accept_without(_run):
+        return Accepted("accepted", "", None, "demo")
+
+    async def accept_twice(new):
+        """The answer was lost, and the bus repeats the call."""
+        await accept(new)
+        return await accept(new)
+
+    world.bus.accept = accept_without
+    await service.tool_result(view, ToolResult("t", "c", "42"))
+    world.bus.accept = accept_twice
+    await service.message(view, Message("n", "hi"))
+    assert world.ends.made == [
+        ("accepted", ""),
+        ("duplicate", first.run_id),
+        ("none", ""),
+        ("accepted", ""),
+    ]
 
 
 async def test_a_repeated_cancel_is_the_same_cancel(world, service):

@@ -269,6 +269,31 @@ def test_an_end_that_passes_before_the_acceptance_is_answered_is_its_end(
     assert run.attributes["error.type"] == "timeout"
 
 
+def test_a_lost_run_ends_and_says_so(tracer: Spans, exported: InMemorySpanExporter) -> None:
+    with accepting(tracer) as span:
+        span.accepted()
+    tracer.runs_lost(["another", "r-1"])
+    tracer.runs_lost(["r-1"])
+    tracer.close()
+    assert names(exported)[1:] == ["run demo"]
+    assert (exported.get_finished_spans()[1].attributes or {})["nooble.run.status"] == "lost"
+
+
+def test_a_duplicate_is_of_the_run_that_is_known_by_it(
+    tracer: Spans, exported: InMemorySpanExporter
+) -> None:
+    """No span that is left of it names a run that there never was."""
+    with tracer.connecting(PARENT), accepting(tracer, "r-2") as span:
+        span.made_none("duplicate", "r-1")
+    spans = exported.get_finished_spans()
+    assert [(span.attributes or {})["task_id"] for span in spans] == ["r-1"] * 3
+    publish, run, _ = (span.attributes or {} for span in spans)
+    assert publish["messaging.message.id"] == "r-1"
+    assert run["nooble.run.status"] == "duplicate"
+    tracer.close()
+    assert len(names(exported)) == 3
+
+
 @pytest.mark.parametrize("refused", [True, False])
 def test_what_makes_no_run_is_over_at_once(
     tracer: Spans, exported: InMemorySpanExporter, refused: bool
