@@ -2,12 +2,13 @@
 
 import asyncio
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from gateway.telemetry import catalogue
-from gateway.telemetry.handles import BoundHistogram, Series
+from gateway.telemetry.handles import Series
 from gateway.telemetry.logs import LEVELS, Logs
 
 _LOOK_S = 0.1
@@ -32,9 +33,16 @@ class ProcessMetrics:
         }
         self._dropped = series.counter(catalogue.LOGS_DROPPED_TOTAL)
 
-    async def watch_loop(self) -> None:
+    async def watch_loop(self, report: Callable[[str, Exception], None]) -> None:
         """Looks ten times a second how late the loop is, until cancelled."""
-        await watch_loop(self._lag)
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            try:
+                self._lag.observe(max(0.0, clock() - due))
+            except Exception as error:  # noqa: BLE001 - what only looks does not end the node
+                report("the event loop could not be looked at", error)
 
     def refresh(self) -> None:
         """As of now."""
@@ -49,15 +57,6 @@ class ProcessMetrics:
             for level, count in self._logs.lines_by_level.items():
                 self._lines[level].reach(count)
             self._dropped.reach(self._logs.logs_dropped)
-
-
-async def watch_loop(lag: BoundHistogram) -> None:
-    """See `ProcessMetrics`."""
-    clock = asyncio.get_running_loop().time
-    while True:
-        due = clock() + _LOOK_S
-        await asyncio.sleep(_LOOK_S)
-        lag.observe(max(0.0, clock() - due))
 
 
 def _open_fds(process: psutil.Process) -> int:

@@ -11,6 +11,7 @@ import pytest
 from loguru import logger
 
 from gateway.telemetry.catalogue import PREFIX
+from gateway.telemetry.handles import BoundHistogram
 from gateway.telemetry.logs import configure_logging
 from gateway.telemetry.metrics import Telemetry
 
@@ -37,11 +38,31 @@ def test_the_process_is_shown_as_it_is_when_it_is_rendered():
     assert value(telemetry, "process_cpu_seconds_total") >= cpu
 
 
+def fail(what: str, error: Exception) -> None:
+    raise AssertionError(what) from error
+
+
+async def test_a_look_at_the_loop_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    """It is a task of the node's group, which a fault would end; the next look is made."""
+    reported = asyncio.Queue[Exception]()
+    fault = RuntimeError("a fault of ours")
+
+    def observe(_histogram: BoundHistogram, _value: float) -> None:
+        raise fault
+
+    monkeypatch.setattr(BoundHistogram, "observe", observe)
+    watch = Telemetry(version="1").watch_loop(lambda _what, error: reported.put_nowait(error))
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch)
+        assert [await reported.get(), await reported.get()] == [fault, fault]
+        watching.cancel()
+
+
 async def test_a_loop_that_is_held_up_is_late():
     telemetry = Telemetry(version="1")
     name = PREFIX + "event_loop_lag_seconds"
     async with asyncio.TaskGroup() as group:
-        watching = group.create_task(telemetry.watch_loop())
+        watching = group.create_task(telemetry.watch_loop(fail))
         await asyncio.sleep(0)
         time.sleep(0.4)  # that is the fault
         while not value(telemetry, name)["count"]:  # noqa: ASYNC110
