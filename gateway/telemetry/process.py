@@ -1,6 +1,7 @@
 """The process itself: CPU, memory, files, how late its event loop is, its log lines."""
 
 import asyncio
+import errno
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -45,18 +46,25 @@ class ProcessMetrics:
                 report("the event loop could not be looked at", error)
 
     def refresh(self) -> None:
-        """As of now."""
-        process = self._process
-        with process.oneshot():
-            times = process.cpu_times()
-            self._cpu.reach(times.user + times.system)
-            self._memory.set(process.memory_info().rss)
-        self._fds.set(_open_fds(process))
-        self._max_fds.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        """As of now; what cannot be read stays as it was."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._max_fds.set(most)
+        try:
+            self._read(self._process)
+        except (OSError, psutil.Error) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                self._fds.set(most)  # what is read is a file, too
         if self._logs is not None:
             for level, count in self._logs.lines_by_level.items():
                 self._lines[level].reach(count)
             self._dropped.reach(self._logs.logs_dropped)
+
+    def _read(self, process: psutil.Process) -> None:
+        self._fds.set(_open_fds(process))
+        with process.oneshot():
+            times = process.cpu_times()
+            self._cpu.reach(times.user + times.system)
+            self._memory.set(process.memory_info().rss)
 
 
 def _open_fds(process: psutil.Process) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import resource
 import time
 from typing import Any
 
@@ -36,6 +37,26 @@ def test_the_process_is_shown_as_it_is_when_it_is_rendered():
         os.close(number)
     assert value(telemetry, "process_open_fds") >= fds + 10
     assert value(telemetry, "process_cpu_seconds_total") >= cpu
+
+
+def test_without_a_free_file_descriptor_the_metrics_are_shown():
+    """That is when they are needed: psutil reads files, and there is none that could be opened."""
+    telemetry = Telemetry(version="1")
+    telemetry.render()
+    memory = value(telemetry, "process_resident_memory_bytes")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # descriptors from this one on are free
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(os.devnull, os.O_RDONLY)
+        telemetry.render()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert value(telemetry, "process_open_fds") == lowest
+    assert value(telemetry, "process_max_fds") == lowest
+    assert value(telemetry, "process_resident_memory_bytes") == memory
 
 
 def fail(what: str, error: Exception) -> None:
