@@ -13,6 +13,9 @@ from gateway.telemetry.handles import Series
 from gateway.telemetry.logs import LEVELS, Logs
 
 _LOOK_S = 0.1
+_MOST_MISSED = 100
+"""A loop that was held up for longer, ten seconds, counts as one that was for so long."""
+
 _FDS = Path("/proc/self/fd")
 
 
@@ -35,13 +38,20 @@ class ProcessMetrics:
         self._dropped = series.counter(catalogue.LOGS_DROPPED_TOTAL)
 
     async def watch_loop(self, report: Callable[[str, Exception], None]) -> None:
-        """Looks ten times a second how late the loop is, until cancelled."""
+        """Looks ten times a second how late the loop is, until cancelled.
+
+        The looks that a late one kept from being made count too: they would have been late by the
+        rest of it. Else a second's stall would weigh as much as one good look.
+        """
         clock = asyncio.get_running_loop().time
         while True:
             due = clock() + _LOOK_S
             await asyncio.sleep(_LOOK_S)
             try:
-                self._lag.observe(max(0.0, clock() - due))
+                late = max(0.0, clock() - due)
+                self._lag.observe(late)
+                for missed in range(1, min(int(late / _LOOK_S), _MOST_MISSED) + 1):
+                    self._lag.observe(max(0.0, late - missed * _LOOK_S))
             except Exception as error:  # noqa: BLE001 - what only looks does not end the node
                 report("the event loop could not be looked at", error)
 
