@@ -197,6 +197,7 @@ class Node:
             checks=lambda: self._readiness.checks,
             refresh=self._refresh_shown,
             now_ms=now_ms,
+            report=report,
         )
         self._fleet = Fleet(
             announcements=bus.announcements,
@@ -247,7 +248,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
-            self.telemetry.watch_loop(),
+            self.telemetry.watch_loop(report),
             self._recorder.run(),
             self._fleet.run(),
         ]
