@@ -226,11 +226,16 @@ async def test_under_load_every_query_has_data_and_no_event_is_lost(
 async def test_an_agent_that_fails_raises_high_error_rate(
     world: World, prometheus: Prometheus
 ) -> None:
-    async with crowd(world, 1) as [session]:
+    async with (
+        crowd(world, 1) as [session],
+        httpx.AsyncClient(verify=False, base_url=world.stack.url) as http,
+    ):
 
         async def fail() -> None:
             await say(session, "/fail")
             await say(session, "/burst 1")  # or the agent's breaker opens
+            for _ in range(6):  # of less than ten there is no rate
+                await http.get("/api/v1/agents")
 
         await fires_and_clears(prometheus, repeating(fail), "HighErrorRate")
 
