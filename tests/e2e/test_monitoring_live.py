@@ -251,7 +251,7 @@ async def test_a_redis_that_is_gone_raises_service_connection_failure(
         finally:
             await asyncio.to_thread(world.redis.start)
 
-    await fires_and_clears(prometheus, gone(), "ServiceConnectionFailure")
+    await fires_and_clears(prometheus, gone(), "ServiceConnectionFailure", "RedisDown")
 
 
 async def test_a_redis_that_hangs_again_and_again_raises_high_latency(

@@ -23,6 +23,7 @@ BEYOND = {
     "GatewayDown",
     "TargetDown",
     "CrashLooping",
+    "RedisUnreachable",
     "RedisSubscriptionDown",
     "DatabaseDown",
     "EventLoopLag",
