@@ -94,8 +94,8 @@ class Node:
         )
         telemetry.follow("redis", bus.scripts.breaker)
         telemetry.follow("database", archive.database.breaker)
-        bus.scripts.probe = telemetry.service("redis")
-        archive.database.probe = telemetry.service("database")
+        bus.scripts.calls = telemetry.service("redis")
+        archive.database.calls = telemetry.service("database")
         self._wheel = Wheel(time.monotonic, report)
         self._endings = Endings(
             sessions=bus.sessions,
