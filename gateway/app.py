@@ -95,8 +95,8 @@ class Node:
         )
         telemetry.follow("redis", bus.scripts.breaker)
         archive.database.watch(partial(telemetry.breaker_moved, "database"))
-        bus.scripts.probe = telemetry.service("redis")
-        archive.database.probe = telemetry.service("database")
+        bus.scripts.calls = telemetry.service("redis")
+        archive.database.calls = telemetry.service("database")
         self._wheel = Wheel(time.monotonic, report)
         self._endings = Endings(
             sessions=bus.sessions,

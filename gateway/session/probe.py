@@ -68,6 +68,18 @@ class ServiceProbe(Protocol):
         ...
 
 
+class _Unheard:
+    """Implements `ServiceProbe` where nobody wants to know."""
+
+    def called(self, tenant: str, operation: str, seconds: float) -> None: ...
+
+    def failed(self, tenant: str, operation: str, seconds: float, error: ServiceError) -> None: ...
+
+
+UNHEARD = _Unheard()
+"""For a process that counts nothing."""
+
+
 class SessionProbe(Protocol):
     """Telemetry of one session, bound once to its tenant and agent; each verb is one fact."""
 
