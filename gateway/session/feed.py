@@ -372,15 +372,15 @@ class Feed:
             self.uncounted = (first, seq) if first < seq else None
             self.leave_home()
 
-    def count(self, entry: Entry) -> None:
-        """As home."""
-        count(entry, self.probe, self._now_ms)
+    def count_late(self, entry: Entry) -> None:
+        """As home, though it passed earlier, perhaps elsewhere: when, nobody can tell."""
+        count(entry, self.probe, None)
 
     def _pass_by_home(self, entry: Entry) -> None:
         if not self.home or self.uncounted is not None or entry.seq <= self.home_seq:
             return
         if self._sure:
-            self.count(entry)
+            count(entry, self.probe, self._now_ms)
         else:
             self.uncounted = (entry.seq - 1, None)
             self.verify_home = True  # the next beat comes after an interruption, and asks

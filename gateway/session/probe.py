@@ -128,11 +128,18 @@ class SessionProbe(Protocol):
         ...
 
     def run_ended(
-        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+        self,
+        kind: str,
+        role: str,
+        code: str,
+        task: str,
+        took_s: float | None,
+        delivery_s: float | None,
     ) -> None:
         """A terminal event passed; `kind`, `role`, `code` and `task` as in its `Entry`.
 
-        `took_s` counts from the first claim; None when no worker ever had the run.
+        `took_s` counts from the first claim; None when no worker ever had the run. `delivery_s`
+        counts from the event to now; None when the event passed earlier, and is counted only now.
         """
         ...
 

@@ -184,18 +184,25 @@ class SessionMetrics:
         self._first_event.observe(waited_s)
 
     def run_ended(
-        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+        self,
+        kind: str,
+        role: str,
+        code: str,
+        task: str,
+        took_s: float | None,
+        delivery_s: float | None,
     ) -> None:
         """A terminal event passed.
 
-        The delivery is timed for every run. It ends on another clock than it began on: what would
-        be negative counts as zero. A run that no worker had is no call of its agent, unless it
-        failed for that.
+        The delivery is timed of every run that passes just now. It ends on another clock than it
+        began on: what would be negative counts as zero. A run that no worker had is no call of its
+        agent, unless it failed for that.
         """
         tenant = self._of_tenant
         if role == "assistant":
             tenant.processed["assistant"].inc()
-        tenant.processing["assistant"].observe(max(0.0, delivery_s))
+        if delivery_s is not None:
+            tenant.processing["assistant"].observe(max(0.0, delivery_s))
         if took_s is not None:
             self._runs[kind].observe(took_s)
             tenant.tasks[task].observe(took_s)

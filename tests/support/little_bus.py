@@ -477,10 +477,17 @@ class CountingProbe:
         self.facts["input"] += into
 
     def run_ended(
-        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+        self,
+        kind: str,
+        role: str,
+        code: str,
+        task: str,
+        took_s: float | None,
+        delivery_s: float | None,
     ) -> None:
         self.facts["runs ended"] += 1
-        self.deliveries.append(delivery_s)
+        if delivery_s is not None:
+            self.deliveries.append(delivery_s)
         if took_s is not None:
             self.waits.append((f"{kind} {task} {code}", took_s))
 

@@ -309,6 +309,7 @@ async def test_what_passed_while_nobody_was_home_is_counted_by_the_next(world):
     await world.settle()
     assert world.probe.facts["output"] == 111
     assert world.probe.facts["runs ended"] == 1
+    assert world.probe.deliveries == [], "it was delivered long ago, elsewhere"
 
 
 async def test_a_home_that_is_left_is_taken_at_once_by_a_node_with_sockets(world):

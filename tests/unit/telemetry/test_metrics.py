@@ -319,6 +319,16 @@ def test_a_delivery_that_another_clock_makes_negative_counts_as_zero(telemetry: 
     assert (seconds["sum"], seconds["count"], seconds[0.001]) == (0, 1, 1)
 
 
+def test_a_run_that_is_counted_late_is_a_message_but_no_delivery(telemetry: Telemetry):
+    """How late says how long a node was dead, not how long a client waited."""
+    telemetry.session("acme", "demo").run_ended("F", "assistant", "-", "run", 1, None)
+    labels = TENANT | {"role": "assistant"}
+    assert value(telemetry, "messages_processed_total", labels) == 1
+    seconds = value(telemetry, "message_processing_seconds", labels)
+    assert isinstance(seconds, dict)
+    assert seconds["count"] == 0
+
+
 def test_what_one_event_moves_costs_no_look_up_by_labels(telemetry: Telemetry):
     """Some 1 us; by labels each of the four moves would cost 6. `loadtests/metrics.py` measures."""
     session, best = telemetry.session("acme", "demo"), 1.0
