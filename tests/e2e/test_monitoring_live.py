@@ -26,6 +26,9 @@ from support.stack import DEMO, Stack
 from gateway.client import Refusal, Session, connect
 from gateway.telemetry.catalogue import CATALOGUE, Histogram
 
+pytestmark = pytest.mark.timeout(300)
+"""Starting all of it and the patience of several waits in a row; the timeout ends the worker."""
+
 ROOT = Path(__file__).parent.parent.parent
 WINDOW_S, HOLD_S = 5, 1
 CAPACITY = 60
