@@ -152,9 +152,9 @@ class Telemetry:
             reconnects={"commands": reconnects, "pubsub": subscriber_reconnects},
         )
 
-    async def watch_loop(self) -> None:
+    async def watch_loop(self, report: Callable[[str, Exception], None]) -> None:
         """Looks how late the event loop is, until cancelled."""
-        await self._process.watch_loop()
+        await self._process.watch_loop(report)
 
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""

@@ -24,6 +24,7 @@ BEYOND = {
     "TargetDown",
     "NodeLost",
     "CrashLooping",
+    "RedisUnreachable",
     "RedisSubscriptionDown",
     "DatabaseDown",
     "EventLoopLag",
