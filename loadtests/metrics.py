@@ -110,7 +110,10 @@ def main() -> None:
         ("its home counts it", lambda entry: count(entry, session, now_ms)),
         ("its push is timed", pushed),
         ("its frame is handed to a socket", lambda _: sent(1, 300)),
-        ("a call of Redis", lambda _: redis.called("acme", "append", 0.002)),
+        (
+            "a call of Redis or of the database, once per call",
+            lambda _: redis.called("acme", "append", 0.002),
+        ),
     ):
         print(f"| {what} | {best_us(move):.2f} |")
     print("\n| lines | a scrape, ms | the loop held up, ms |")

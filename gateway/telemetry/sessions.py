@@ -3,7 +3,7 @@
 from gateway.session.model import Role
 from gateway.session.probe import Outcome, SessionEnd
 from gateway.telemetry import catalogue
-from gateway.telemetry.failures import CALL_CODES, SERVERS, call_failure_of, failure_of
+from gateway.telemetry.failures import CALL_CODES, call_failure_of, failure_of, servers
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.queues import QueueMetrics
 
@@ -11,6 +11,7 @@ _RUN_STATUSES = {"F": "success", "I": "interrupt", "C": "cancelled", "X": "error
 """The values of `status` of a run, by the kind of its last entry."""
 
 _TASKS = ("run", "resume")
+_SHOWN: tuple[Role, ...] = ("user", "assistant")
 
 
 class Failures:
@@ -22,16 +23,16 @@ class Failures:
         self._series = series
         self._tenant = tenant
         self._counters: dict[tuple[Role, str], BoundCounter] = {}
-        for code in SERVERS:  # what alerts look at is there before the first of them
-            self._find("user", code)
-            self._find("assistant", code)
+        for role in _SHOWN:  # what alerts look at is there before the first of them
+            for code in servers(role):
+                self._find(role, code)
 
     def failed(self, role: Role, code: str) -> None:
         """A message was refused, or a run failed."""
         self._find(role, code).inc()
 
     def _find(self, role: Role, code: str) -> BoundCounter:
-        error_class, label = failure_of(code)
+        error_class, label = failure_of(role, code)
         found = self._counters.get((role, label))
         if found is None:
             labels = self._tenant, role, error_class, label

@@ -271,6 +271,17 @@ def test_a_cancel_that_its_agent_did_not_hear_is_no_failed_call():
     assert moved(telemetry, "service_call_failures_total") == {}
 
 
+def test_too_large_is_our_fault_in_a_run_and_the_senders_in_a_frame():
+    telemetry = Telemetry(version="1")
+    telemetry.session("acme", "demo").run_ended("X", "-", "too_large", "run", 1.0, 0.0)
+    telemetry.message_failed("acme", "user", "too_large")
+    labels = {**TENANT, "error_code": "too_large"}
+    assert moved(telemetry, "message_failures_total") == {
+        series("message_failures_total", role="assistant", error_class="server", **labels): 1,
+        series("message_failures_total", role="user", error_class="client", **labels): 1,
+    }
+
+
 def test_who_has_no_principal_fails_for_no_tenant():
     telemetry = Telemetry(version="1")
     telemetry.message_failed("", "system", "forbidden")
