@@ -100,7 +100,7 @@ class Queues:
         """One look.
 
         Raises:
-            Unavailable: Redis does not answer; what was seen last is shown until it does.
+            Unavailable: Redis does not answer; what was seen last is shown for a while.
         """
         count = len(self._over)
         by_agent: dict[str, list[RunRef]] = {}
