@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -93,7 +94,7 @@ class Node:
             logs=current_logs(),
         )
         telemetry.follow("redis", bus.scripts.breaker)
-        telemetry.follow("database", archive.database.breaker)
+        archive.database.watch(partial(telemetry.breaker_moved, "database"))
         bus.scripts.probe = telemetry.service("redis")
         archive.database.probe = telemetry.service("database")
         self._wheel = Wheel(time.monotonic, report)

@@ -276,7 +276,8 @@ CIRCUIT_BREAKER_STATE = Gauge(
 )
 SERVICE_CONSECUTIVE_FAILURES = Gauge(
     "service_consecutive_failures",
-    "Calls of a service, or runs of an agent (of one tenant, the most), that failed in a row.",
+    "Calls of a service, or runs of an agent (of one tenant, the most), that failed in a row; of "
+    "the database also writes, whatever was read meanwhile.",
     ("service",),
 )
 SERVICE_FAILURE_STREAKS_TOTAL = Counter(
