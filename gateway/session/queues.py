@@ -103,7 +103,7 @@ class Queues:
         """One look.
 
         Raises:
-            Unavailable: Redis does not answer; what was seen last is shown until it does.
+            Unavailable: Redis does not answer; what was seen last is shown for a while.
         """
         for _ in range(0, len(self._over), SLICE):
             over = self._over[:SLICE]

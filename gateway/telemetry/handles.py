@@ -6,8 +6,8 @@ every reader of aioprometheus (`collector.get`, its renderers) sees the value.
 
 Series and idleness: counters and histograms are never removed. A tenant's gauge that was zero at
 every rendering for two minutes is, so that a graph comes down to zero before it ends, whoever
-draws it. A handle outlives its series: the next move brings the series back. All of this runs on
-the event loop's thread.
+draws it; and so is what the node knows no more (`BoundGauge.remove`). A handle outlives its series:
+the next move brings the series back. All of this runs on the event loop's thread.
 """
 
 import time
@@ -96,6 +96,10 @@ class BoundGauge:
     def set(self, value: float) -> None:
         """Replaces the value."""
         self._store[self._key] = value
+
+    def remove(self) -> None:
+        """Shows no value, until the next move."""
+        self._store.pop(self._key, None)
 
 
 class BoundHistogram(StoredHistogram):

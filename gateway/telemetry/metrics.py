@@ -1,7 +1,9 @@
 """`Telemetry`: the domain's probe. Each verb moves its series inline, through bound handles.
 
 Label values: at most 200 tenants and 100 agents (by default) that this node has ever seen; those
-that come later share the value `other`. A tenant that is named `other` shares it as well.
+that come later share the value `other`. Of a tenant with an agent there are more than a hundred
+series, so that pairs are bounded, too: in those that come later the agent is `other`. A tenant that is named
+`other` shares it as well.
 
 Series start at zero as soon as their tenant, or tenant and agent, is known: except `tokens_total`,
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
@@ -25,11 +27,14 @@ from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.logs import Logs
 from gateway.telemetry.process import ProcessMetrics
-from gateway.telemetry.queues import QueueMetrics
+from gateway.telemetry.queues import KNOWN_S, QueueMetrics
 from gateway.telemetry.services import RedisMetrics, ServiceCalls
 from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
 OTHER = "other"
+
+MOST_PAIRS = 2000
+"""Tenants with an agent that have series of their own."""
 
 LOST_QUIET_S = 10.0
 """One line says that Redis lost writes, however many sessions it concerns."""
@@ -55,6 +60,7 @@ class Telemetry:
         sessions_capacity: int = 0,
         max_tenants: int = 200,
         max_agents: int = 100,
+        max_pairs: int = MOST_PAIRS,
         logs: Logs | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,7 +68,8 @@ class Telemetry:
         self._series = Series(catalogue.CATALOGUE, clock)
         self._formatter = TextFormatter()
         self.registry: Registry = self._series.registry
-        overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        overflow = self._overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        self._max_pairs = max_pairs
         self._tenants = _LabelValues(max_tenants, overflow)
         self._agents = _LabelValues(max_agents, overflow)
         self._by_tenant: dict[str, TenantMetrics] = {}
@@ -84,9 +91,9 @@ class Telemetry:
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
         self._by_service: dict[str, _ServiceMetrics] = {}
-        self._archive = _ArchiveMetrics(self._series)
+        self._archive = _ArchiveMetrics(self._series, clock)
         self._redis = RedisMetrics(self._series)
-        self.queues = QueueMetrics(self._series, self._tenants.label, self._agents.label)
+        self.queues = QueueMetrics(self._series, self._tenants.label, self._agents.label, clock)
         self._process = ProcessMetrics(self._series, logs)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
@@ -160,6 +167,10 @@ class Telemetry:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
         found = self._by_session.get(labels)
+        if found is None and len(self._by_session) >= self._max_pairs and labels[1] != OTHER:
+            self._overflow.inc()
+            labels = labels[0], OTHER  # one more for each tenant at most
+            found = self._by_session.get(labels)
         if found is None:
             found = SessionMetrics(self._series, self._of_tenant(labels[0]), self.queues, *labels)
             self._by_session[labels] = found
@@ -172,7 +183,7 @@ class Telemetry:
 
     def journal(self, state: JournalState) -> None:
         """How much waits in all journals, as of now."""
-        self._archive.state = state
+        self._archive.seen(state)
 
     def archived(self, seconds: float) -> None:
         """A batch was brought to the archive in so many seconds."""
@@ -261,22 +272,36 @@ class _ServiceMetrics:
 
 
 class _ArchiveMetrics:
-    """The series of the way to the archive; shown even while they are zero."""
+    """The series of the way to the archive; shown even while they are zero.
 
-    __slots__ = ("_dead", "_depth", "_fill", "_lag", "batches", "state")
+    Every node sees the same journals, see `gateway.telemetry.queues`.
+    """
 
-    def __init__(self, series: Series) -> None:
+    __slots__ = ("_clock", "_dead", "_depth", "_fill", "_lag", "_looked_at", "_state", "batches")
+
+    def __init__(self, series: Series, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._looked_at = clock()
         labels = catalogue.ALL_TENANTS, catalogue.ARCHIVE
-        self.state = JournalState()
+        self._state = JournalState()
         self.batches = series.histogram(catalogue.TASK_PROCESSING_SECONDS, *labels)
         self._depth = series.gauge(catalogue.QUEUE_DEPTH, *labels)
         self._lag = series.gauge(catalogue.QUEUE_LAG_SECONDS, *labels)
         self._fill = series.gauge(catalogue.ARCHIVE_JOURNAL_FILL)
         self._dead = series.gauge(catalogue.ARCHIVE_DEAD_LETTERS)
 
+    def seen(self, state: JournalState) -> None:
+        """How it is now."""
+        self._state = state
+        self._looked_at = self._clock()
+
     def refresh(self) -> None:
-        """What was seen last; the lag has grown since."""
-        state = self.state
+        """What was seen last, if that is not long ago; the lag has grown since."""
+        if self._clock() - self._looked_at > KNOWN_S:
+            for gauge in (self._depth, self._lag, self._fill, self._dead):
+                gauge.remove()
+            return
+        state = self._state
         self._depth.set(state.entries)
         self._lag.set(max(0.0, time.time() - state.oldest_ms / 1000) if state.oldest_ms else 0.0)
         self._fill.set(state.fill)

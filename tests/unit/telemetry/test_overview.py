@@ -1,12 +1,15 @@
 """The fleet at a glance: what nodes record of their metrics, and what comes of it together."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
+from gateway.session.archive import JournalState
 from gateway.session.fleet import Others
+from gateway.session.queues import AgentLoad, Waiting
 from gateway.telemetry.console import Console
 from gateway.telemetry.metrics import Telemetry
 from gateway.telemetry.overview import (
@@ -103,6 +106,21 @@ async def test_gauges_are_as_of_now_and_plots_as_of_the_slot() -> None:
     assert node.overview().plots["connections"][-3:] == [0, 1, 1]
 
 
+async def test_what_waits_is_counted_over_all_queues_also_those_not_shown() -> None:
+    """And a queue that is shown has its own lag, however many others wait for longer."""
+    node = Clocked()
+    now_ms = int(time.time() * 1000)
+    few_but_old = {f"old-{n}": Waiting(3, now_ms - 900_000) for n in range(120)}
+    many_but_new = {f"new-{n}": Waiting(9, now_ms - 60_000) for n in range(60)}
+    node.telemetry.queues.agents_seen([AgentLoad("demo", 1, 8, 8, few_but_old | many_but_new)])
+    node.telemetry.journal(JournalState(entries=7))
+    seen = node.overview()
+    assert [(row.agent, row.waiting) for row in seen.agents] == [("demo", 900)]
+    assert len(seen.queues) == 50
+    assert {queue.depth for queue in seen.queues} == {9}
+    assert all(60 <= queue.lag_s < 900 for queue in seen.queues)
+
+
 async def test_latencies_are_of_the_last_five_minutes() -> None:
     node = Clocked()
     session = node.telemetry.session("acme", "demo")
@@ -153,7 +171,7 @@ def test_what_counts_once_is_added_and_what_all_see_alike_is_not() -> None:
         capacity=100,
         sessions={"acme": 3},
         plots={"tokens": [1, 2, 3]},
-        agents={"demo": Agent(workers=2, busy=1, free=7, breaker=0)},
+        agents={"demo": Agent(workers=2, busy=1, free=7, waiting=5, breaker=0)},
         queues=[Queue("acme", "demo", 5, 1.5)],
         services={"redis": Service(0, 0)},
         latencies={"accepted": buckets},
@@ -167,7 +185,7 @@ def test_what_counts_once_is_added_and_what_all_see_alike_is_not() -> None:
         capacity=100,
         sessions={"acme": 1, "beta": 1},
         plots={"tokens": [10, 20]},
-        agents={"demo": Agent(workers=2, busy=2, free=6, breaker=2, failures=9)},
+        agents={"demo": Agent(workers=2, busy=2, free=6, waiting=4, breaker=2, failures=9)},
         queues=[Queue("acme", "demo", 4, 2.5), Queue("_all", "archive", 1)],
         services={"redis": Service(2, 8)},
         latencies={"accepted": buckets, "delivered": [1]},
