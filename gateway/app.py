@@ -187,7 +187,9 @@ class Node:
             tracer=tracer,
         )
         self._readiness = health.Readiness(
-            {"redis": self._check_redis, "database": archive.database.check}, requires=requires
+            {"redis": self._check_redis, "database": archive.database.check},
+            requires=requires,
+            on_change=telemetry.readiness,
         )
         self._recorder = recorder = Recorder(
             telemetry.registry,
@@ -263,7 +265,7 @@ class Node:
         """The node is about to stop: it is not ready any more, takes no new sockets, and sends its
         clients away, spread over time and between runs. After the window comes `evacuate`.
         """
-        self._readiness.draining = True
+        self._readiness.drain()
         self.telemetry.draining()
         self._hub.drain()
         if window_s:

@@ -30,6 +30,8 @@ from gateway.session.model import SessionKey
 
 _CONFIRM_TIMEOUT_S = 3.0
 _PROBE_S = 5.0
+_AGAIN_S = 1.0
+"""After a probe that could not be published, which is no reason to make the connection anew."""
 _ECHO_TIMEOUT_S = 3.0
 _BATCH = 200
 """So many commands in one turn of the event loop: after an interruption there may be thousands."""
@@ -251,14 +253,16 @@ class _Link:
             try:
                 await self._publish(self._probe.name)
             except FAULTS:
-                pass  # others publish nothing either
+                # Others publish nothing either: the connection may stay, but nothing is heard.
+                self._hears = False
+                await asyncio.sleep(min(_PROBE_S, _AGAIN_S))
             else:
                 # Any push will do: under load our own may wait behind many.
                 async with asyncio.timeout(_ECHO_TIMEOUT_S):
                     await self._heard.wait()
                 self._hears = True
                 self._pause_s = _BACKOFF_S[0]
-            await asyncio.sleep(_PROBE_S)
+                await asyncio.sleep(_PROBE_S)
 
     async def _read(self, connection: AbstractConnection, restored: set[str]) -> None:
         while True:

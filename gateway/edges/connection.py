@@ -67,6 +67,7 @@ class Connection:
         self._refused_in_a_row = 0
         self._state = ConnectionState.NEW
         self._tenant = ""
+        self._counted = False
         self._view: SessionView | None = None
         self._attachment: Attachment | None = None
         self._traceparent = ""
@@ -103,8 +104,8 @@ class Connection:
                 if pending is not None:
                     pending.cancel()
             self._detach()
-            if self._view is not None:
-                self._edge.probe.connection_closed(self._view.key.tenant)
+            if self._counted:
+                self._edge.probe.connection_closed(self._tenant)
                 logger.debug("connection closed")
             self._exit.close()
 
@@ -292,6 +293,7 @@ class Connection:
         attachment.start()
         attachment.feed.probe.opened(_outcome(frame, attachment), edge.clock() - started)
         edge.probe.connection_opened(who.tenant)
+        self._counted = True
         logger.bind(agent_id=view.agent, user_id=view.user, resumed=attachment.resumed).info(
             "session opened"
         )

@@ -8,6 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+OnChange = Callable[[bool, Mapping[str, str]], None]
+"""Told whether the node is ready, and `ok` or `error` by dependency."""
+
 Check = Callable[[], Awaitable[object]]
 """Returns when the dependency is well, raises when it is not."""
 
@@ -23,7 +26,7 @@ class Readiness:
     All of them are shown; those that the node can work without need not be well.
 
     Attributes:
-        draining: set when the node stops; it is not ready any more then.
+        draining: the node stops; it is not ready any more then.
     """
 
     def __init__(
@@ -33,15 +36,25 @@ class Readiness:
         requires: Collection[str] | None = None,
         interval_s: float = 2.0,
         timeout_s: float = 2.0,
+        on_change: OnChange | None = None,
     ) -> None:
-        """`requires` names those that must be well, by default all."""
+        """`requires` names those that must be well, by default all; `on_change` is told how things
+        are at first, and whenever that changes.
+        """
         self._checks = dict(checks)
         self._requires = frozenset(self._checks if requires is None else requires)
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._failures = dict.fromkeys(self._checks, 0)
         self._well: set[str] = set()  # until its first success each is ill
+        self._on_change = on_change
         self.draining = False
+        self._tell()
+
+    def drain(self) -> None:
+        """The node stops: it is not ready any more."""
+        self.draining = True
+        self._tell()
 
     @property
     def checks(self) -> dict[str, str]:
@@ -73,12 +86,18 @@ class Readiness:
             self._failures[name] += 1
             if self._failures[name] == FALL:  # from the start, or having been well
                 self._well.discard(name)
+                self._tell()
                 logger.bind(dependency=name, error=repr(error)).warning("dependency is ill")
             return
         self._failures[name] = 0
         if name not in self._well:
             self._well.add(name)
+            self._tell()
             logger.bind(dependency=name).info("dependency is well")
+
+    def _tell(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self.ready, self.checks)
 
 
 def routes(readiness: Readiness) -> list[Route]:

@@ -3,13 +3,14 @@
 A metric never gets a new label once it is published: a new fact gets a new metric.
 """
 
-from dataclasses import dataclass, field
 from typing import get_args
 
 from gateway.session.probe import AuthFailure, Handshake
+from gateway.telemetry import kinds
+from gateway.telemetry.kinds import Counter, Gauge, Histogram, Metric
 from protocol.codes import CloseCode
 
-PREFIX = "nooble_orchestrator_"
+PREFIX = kinds.PREFIX
 
 STATUSES = ("completed", "expired", "failed")
 """How a session can end: the values of `status`."""
@@ -34,41 +35,6 @@ NO_TENANT = "_none"
 
 ALL_TENANTS, ARCHIVE = "_all", "archive"
 """The way to the archive as `tenant_id` (no tenant has such a name), `queue` and `task_type`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric. `name` goes without the prefix, `labels` in the order in which they are bound.
-
-    `prefix` is another one only where the name is everybody's, as that of `process_open_fds`.
-    """
-
-    name: str
-    help: str
-    labels: tuple[str, ...] = ()
-    prefix: str = field(default=PREFIX, kw_only=True)
-
-    @property
-    def full_name(self) -> str:
-        """The name as it is exposed."""
-        return self.prefix + self.name
-
-
-@dataclass(frozen=True, slots=True)
-class Counter(Metric):
-    """Only grows. Its series are never removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gauge(Metric):
-    """Goes up and down. A tenant's series that stays at zero is removed, see `handles`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram(Metric):
-    """Counts observations by upper bound, bounds included; `+Inf` is understood."""
-
-    buckets: tuple[float, ...] = ()
 
 
 WEBSOCKET_CONNECTIONS_ACTIVE = Gauge(
@@ -203,6 +169,15 @@ HTTP_REQUEST_DURATION_SECONDS = Histogram(
 DRAINING = Gauge(
     "draining",
     "1 from the moment when this node was told to stop: it sends its clients to other nodes.",
+)
+READY = Gauge(
+    "ready",
+    "1 while this node may be given clients, as `/health/readiness` says; 0 also while it drains.",
+)
+DEPENDENCY_UP = Gauge(
+    "dependency_up",
+    "1 while a dependency is well, as readiness sees it. A node may be ready without its database.",
+    ("dependency",),
 )
 SLOW_CONSUMERS = Gauge(
     "slow_consumers",
@@ -366,6 +341,8 @@ CATALOGUE: tuple[Metric, ...] = (
     HTTP_REQUESTS_TOTAL,
     HTTP_REQUEST_DURATION_SECONDS,
     DRAINING,
+    READY,
+    DEPENDENCY_UP,
     SLOW_CONSUMERS,
     OUTBOUND_BUFFER_BYTES,
     REDIS_WRITES_LOST_TOTAL,

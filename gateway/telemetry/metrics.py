@@ -11,7 +11,7 @@ which is absent until tokens are reported, since usage that nobody reported is n
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aioprometheus.collectors import Registry
 from loguru import logger
@@ -83,6 +83,7 @@ class Telemetry:
         }
         self._of_nobody = Failures(self._series, catalogue.NO_TENANT)
         self._draining = self._series.gauge(catalogue.DRAINING)
+        self._ready = self._series.gauge(catalogue.READY)
         self._slow = self._series.gauge(catalogue.SLOW_CONSUMERS)
         self._outbound = self._series.gauge(catalogue.OUTBOUND_BUFFER_BYTES)
         self._lost = self._series.counter(catalogue.REDIS_WRITES_LOST_TOTAL)
@@ -180,6 +181,12 @@ class Telemetry:
     def draining(self) -> None:
         """This node is about to stop."""
         self._draining.set(1)
+
+    def readiness(self, ready: bool, checks: Mapping[str, str]) -> None:
+        """Whether this node may be given clients, and `ok` or `error` by dependency."""
+        self._ready.set(int(ready))
+        for dependency, state in checks.items():
+            self._series.gauge(catalogue.DEPENDENCY_UP, dependency).set(int(state == "ok"))
 
     def journal(self, state: JournalState) -> None:
         """How much waits in all journals, as of now."""

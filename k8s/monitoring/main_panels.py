@@ -91,6 +91,12 @@ MAIN = (
                 width=4,
             ),
             Panel(
+                "Ready",
+                "1 while a node may be given clients; one that drains is not ready.",
+                "short",
+                (Query(level(c.READY, "instance"), "{{instance}}"),),
+            ),
+            Panel(
                 "Live connections by tenant",
                 "WebSockets that are open and have a principal.",
                 "short",
@@ -284,7 +290,16 @@ MAIN = (
                 (Query(f'up{{job="{JOB}", instance=~"$instance"}}', "{{instance}}"),),
                 kind="states",
                 names=UP,
-                width=12,
+                width=8,
+            ),
+            Panel(
+                "Dependencies",
+                "As readiness sees them on the node that sees them worst: read, and written.",
+                "short",
+                (Query(lowest(c.DEPENDENCY_UP, "dependency"), "{{dependency}}"),),
+                kind="states",
+                names=UP,
+                width=8,
             ),
             Panel(
                 "Redis",
@@ -298,7 +313,7 @@ MAIN = (
                 ),
                 kind="states",
                 names=UP,
-                width=12,
+                width=8,
             ),
             Panel(
                 "Failures in a row",

@@ -11,11 +11,12 @@ from loguru import logger
 from support.bus import connected_bus, cut_subscribers, running_server
 from support.deaf import deafening
 from support.following import Client, following, until
+from support.server import RedisServer
 from support.talk import Talk
 
 from gateway.app import Node, now_ms, report
 from gateway.archive.archive import open_archive
-from gateway.bus import notices
+from gateway.bus import connection, notices
 from gateway.bus.bus import Bus
 from gateway.session.context import LogIds, current_ids, log_context
 from gateway.session.hub import HubTimes
@@ -119,6 +120,26 @@ async def test_a_subscriber_that_hears_is_left_alone(bus: Bus) -> None:
         await until(lambda: client.seqs == [1])
         assert node.probe.facts["repaired"] == reads_before, "it was restored, and so not silent"
         assert bus.notices.up
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_subscriber_of_a_server_that_hangs_is_not_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection stands, and nothing comes over it: that the probe fails must not hide it."""
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        async with connected_bus(f"unix://{server.socket}") as bus:
+            await until(lambda: bus.notices.up)
+            monkeypatch.setattr(connection, "_ANSWER_TIMEOUT_S", 0.2)
+            server.pause()
+            await until(lambda: not bus.notices.up, 20)
+            monkeypatch.setattr(connection, "_ANSWER_TIMEOUT_S", 10.0)
+            server.resume()
+            await until(lambda: bus.notices.up)
+    finally:
+        server.kill()
 
 
 @pytest.mark.usefixtures("impatient")

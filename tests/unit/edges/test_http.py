@@ -103,7 +103,7 @@ async def test_readiness_follows_its_checks_in_the_background(client, node):
         assert (await client.get("/health/liveness")).status_code == 200
         node.bus.down = False
         await until(lambda: node.readiness.ready)
-        node.readiness.draining = True
+        node.readiness.drain()
         response = await client.get("/health/readiness")
         assert response.status_code == 503
         assert response.json()["checks"] == {"redis": "ok"}
@@ -129,6 +129,33 @@ async def test_a_node_is_ready_without_what_it_does_not_require():
             assert readiness.checks == {"redis": "ok", "database": "error"}
             assert readiness.ready == ready
             running.cancel()
+
+
+async def test_whoever_counts_is_told_when_readiness_changes():
+    """At first, with each dependency that falls ill or gets well, and when the node stops."""
+    told: list[tuple[bool, dict[str, str]]] = []
+    ill = False
+
+    async def check() -> None:
+        if ill:
+            raise OSError
+
+    readiness = Readiness(
+        {"redis": check},
+        interval_s=0.001,
+        on_change=lambda ready, checks: told.append((ready, dict(checks))),
+    )
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(readiness.run())
+        await until(lambda: len(told) == 2)
+        ill = True
+        await until(lambda: len(told) == 3)
+        ill = False
+        await until(lambda: len(told) == 4)
+        readiness.drain()
+        running.cancel()
+    well, down = {"redis": "ok"}, {"redis": "error"}
+    assert told == [(False, down), (True, well), (False, down), (True, well), (False, well)]
 
 
 async def test_a_node_that_starts_asks_again_soon():

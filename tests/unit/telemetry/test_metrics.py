@@ -71,6 +71,8 @@ def test_names_labels_and_kinds_are_the_documented_ones():
         "http_requests_total": ("Counter", ("method", "endpoint", "status")),
         "http_request_duration_seconds": ("Histogram", ("method", "endpoint")),
         "draining": ("Gauge", ()),
+        "ready": ("Gauge", ()),
+        "dependency_up": ("Gauge", ("dependency",)),
         "slow_consumers": ("Gauge", ()),
         "outbound_buffer_bytes": ("Gauge", ()),
         "redis_writes_lost_total": ("Counter", ()),
@@ -475,6 +477,15 @@ def test_a_streak_is_counted_once_and_from_four_failures_on():
     telemetry.breaker_moved("agent:demo", 0, 4)
     assert value(telemetry, "service_failure_streaks_total", service) == 2
     assert value(telemetry, "circuit_breaker_state", service) == 0
+
+
+def test_readiness_is_shown_with_what_it_is_made_of():
+    telemetry = Telemetry(version="1")
+    for word, up in (("error", 0), ("ok", 1), ("error", 0)):
+        telemetry.readiness(bool(up), {"redis": word, "database": "ok"})
+        assert value(telemetry, "ready", {}) == up
+        assert value(telemetry, "dependency_up", {"dependency": "redis"}) == up
+        assert value(telemetry, "dependency_up", {"dependency": "database"}) == 1
 
 
 def test_a_breaker_of_the_node_is_shown_from_the_start():
