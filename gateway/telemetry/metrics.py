@@ -1,7 +1,9 @@
 """`Telemetry`: the domain's probe. Each verb moves its series inline, through bound handles.
 
 Label values: at most 200 tenants and 100 agents (by default) that this node has ever seen; those
-that come later share the value `other`. A tenant that is named `other` shares it as well.
+that come later share the value `other`. Of a tenant with an agent there are more than a hundred
+series, so that pairs are bounded, too: in those that come later the agent is `other`. A tenant
+that is named `other` shares it as well.
 
 Series start at zero as soon as their tenant, or tenant and agent, is known: except `tokens_total`,
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
@@ -31,6 +33,9 @@ from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
 OTHER = "other"
 
+MOST_PAIRS = 2000
+"""Tenants with an agent that have series of their own."""
+
 LOST_QUIET_S = 10.0
 """One line says that Redis lost writes, however many sessions it concerns."""
 
@@ -55,6 +60,7 @@ class Telemetry:
         sessions_capacity: int = 0,
         max_tenants: int = 200,
         max_agents: int = 100,
+        max_pairs: int = MOST_PAIRS,
         logs: Logs | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,7 +68,8 @@ class Telemetry:
         self._series = Series(catalogue.CATALOGUE, clock)
         self._formatter = TextFormatter()
         self.registry: Registry = self._series.registry
-        overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        overflow = self._overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        self._max_pairs = max_pairs
         self._tenants = _LabelValues(max_tenants, overflow)
         self._agents = _LabelValues(max_agents, overflow)
         self._by_tenant: dict[str, TenantMetrics] = {}
@@ -160,6 +167,10 @@ class Telemetry:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
         found = self._by_session.get(labels)
+        if found is None and len(self._by_session) >= self._max_pairs and labels[1] != OTHER:
+            self._overflow.inc()
+            labels = labels[0], OTHER  # one more for each tenant at most
+            found = self._by_session.get(labels)
         if found is None:
             found = SessionMetrics(self._series, self._of_tenant(labels[0]), self.queues, *labels)
             self._by_session[labels] = found

@@ -354,6 +354,19 @@ def test_moves_through_aioprometheus_and_through_handles_add_up():
         created.inc(-1)
 
 
+def test_past_the_bound_of_pairs_a_tenants_agents_share_other_and_are_counted():
+    """Each has more than a hundred series: 200 tenants with 100 agents would be two millions."""
+    telemetry = Telemetry(version="1", max_pairs=2)
+    for tenant, agent in (("a", "one"), ("b", "one"), ("a", "two"), ("a", "three"), ("a", "one")):
+        telemetry.session(tenant, agent).created()
+    created = "sessions_created_total"
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "one"}) == 2
+    assert value(telemetry, created, {"tenant_id": "b", "agent_id": "one"}) == 1
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "other"}) == 2
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "two"}) is None
+    assert value(telemetry, "metric_label_overflow_total", {}) == 2
+
+
 def test_past_the_bound_tenants_and_agents_share_other_and_are_counted():
     telemetry = Telemetry(version="1", max_tenants=2, max_agents=1)
     for tenant in ("a", "b", "c", "d", "a"):
