@@ -2,8 +2,8 @@
 
 Label values: at most 200 tenants and 100 agents (by default) that this node has ever seen; those
 that come later share the value `other`. Of a tenant with an agent there are more than a hundred
-series, so that pairs are bounded, too: in those that come later the agent is `other`. A tenant that is named
-`other` shares it as well.
+series, so that pairs are bounded, too: in those that come later the agent is `other`. A tenant
+that is named `other` shares it as well.
 
 Series start at zero as soon as their tenant, or tenant and agent, is known: except `tokens_total`,
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
