@@ -22,6 +22,7 @@ BEYOND = {
     "Watchdog",
     "GatewayDown",
     "TargetDown",
+    "NodeLost",
     "CrashLooping",
     "RedisUnreachable",
     "RedisSubscriptionDown",
