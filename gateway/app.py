@@ -32,6 +32,7 @@ from gateway.edges.principal import anonymous, counting
 from gateway.edges.tracing import Traced
 from gateway.session.beat import Beat
 from gateway.session.breaker import BreakerState
+from gateway.session.context import process_named
 from gateway.session.deadlines import Sweep
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
@@ -325,12 +326,13 @@ async def serve_agent(
     tracer: AgentTracer = UNTRACED,
 ) -> None:
     """Serves an agent until it is told to stop; `on_stop` is handed the function that does so."""
+    worker_id = uuid7(now_ms())
     worker = Worker(
         agent,
         bus.runs,
         bus.directory,
         bus.notices,
-        worker_id=uuid7(now_ms()),
+        worker_id=worker_id,
         slots=slots,
         lease_s=limits.lease_s,
         tracer=tracer,
@@ -343,10 +345,11 @@ async def serve_agent(
         worker.stop(grace_s if asked == 1 else 0.0)
 
     on_stop(stop)
-    async with asyncio.TaskGroup() as group:
-        notices = group.create_task(bus.notices.run())
-        await worker.run()
-        notices.cancel()
+    with process_named(f"worker:{worker_id}"):
+        async with asyncio.TaskGroup() as group:
+            notices = group.create_task(bus.notices.run())
+            await worker.run()
+            notices.cancel()
 
 
 def now_ms() -> int:

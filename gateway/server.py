@@ -18,6 +18,7 @@ from gateway.archive.archive import Archive
 from gateway.bus.bus import Bus
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
+from gateway.session.context import process_named
 from gateway.session.errors import CannotStart
 from gateway.session.model import Limits
 from gateway.session.tracing import UNTRACED, Tracer
@@ -207,14 +208,15 @@ async def serve_node(
     )
     server = create_server(node, drain_s)
     on_stop(server.stop)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(part) for part in node.background()]
-        async with _serving_admin(node, admin):
-            logger.bind(url=url, console=f"{admin_url or url}/console", node=node.node_id).info(
-                "gateway is ready"
-            )
-            await server.serve(sockets=[listener])
-            await node.leave()
-        for task in tasks:
-            task.cancel()
-    logger.info("gateway has stopped")
+    with process_named(f"node:{node.node_id}"):
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part) for part in node.background()]
+            async with _serving_admin(node, admin):
+                logger.bind(url=url, console=f"{admin_url or url}/console", node=node.node_id).info(
+                    "gateway is ready"
+                )
+                await server.serve(sockets=[listener])
+                await node.leave()
+            for task in tasks:
+                task.cancel()
+        logger.info("gateway has stopped")

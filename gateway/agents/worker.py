@@ -14,7 +14,7 @@ from loguru import logger
 from gateway.agents.backoff import Backoff, persist
 from gateway.agents.execution import Execution, Following
 from gateway.agents.sdk import Agent
-from gateway.session.context import log_context
+from gateway.session.context import OF_NOBODY, log_context
 from gateway.session.errors import Fenced, Unavailable
 from gateway.session.model import Claim, RunRef, WorkerInfo
 from gateway.session.ports import Directory, Notices, RunQueue
@@ -31,12 +31,12 @@ class _Link:
     def up(self) -> None:
         if not self._up:
             self._up = True
-            logger.bind(what=self._name).info("answers again")
+            logger.bind(what=self._name, **OF_NOBODY).info("answers again")
 
     def down(self) -> None:
         if self._up:
             self._up = False
-            logger.bind(what=self._name).warning("no answer; trying again")
+            logger.bind(what=self._name, **OF_NOBODY).warning("no answer; trying again")
 
 
 class Worker:

@@ -17,6 +17,7 @@ from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
+from gateway.session.context import OF_NOBODY
 from gateway.session.probe import UNHEARD, ServiceError, ServiceProbe
 from gateway.session.tracing import UNTRACED, CallTracer
 
@@ -62,7 +63,7 @@ class Database:
         """
         self.where, self._engine = create_engine(place)
         self._tracer = tracer
-        self._log = logger.bind(database=self.where)
+        self._log = logger.bind(database=self.where, **OF_NOBODY)
         self.breaker = Breaker(
             time.monotonic,
             threshold=_THRESHOLD,

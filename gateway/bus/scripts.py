@@ -31,6 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gateway.bus import keys
 from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
+from gateway.session.context import OF_NOBODY
 from gateway.session.errors import Fenced, Refused, Rejected, TooLarge, Unavailable
 from gateway.session.probe import UNHEARD, ServiceError, ServiceProbe
 from gateway.session.tracing import UNTRACED, CallTracer
@@ -284,10 +285,12 @@ def _log_changes() -> Callable[[Breaker], None]:
     def note(breaker: Breaker) -> None:
         nonlocal known
         if breaker.state is BreakerState.OPEN and known is BreakerState.CLOSED:
-            logger.warning("Redis does not answer; calls fail at once until it does")
+            logger.bind(**OF_NOBODY).warning(
+                "Redis does not answer; calls fail at once until it does"
+            )
             known = BreakerState.OPEN
         elif breaker.state is BreakerState.CLOSED and known is BreakerState.OPEN:
-            logger.info("Redis answers again")
+            logger.bind(**OF_NOBODY).info("Redis answers again")
             known = BreakerState.CLOSED
 
     return note

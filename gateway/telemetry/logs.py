@@ -7,7 +7,7 @@ How the other parts log, without importing this:
     logger.bind(agent_id=agent, seq=seq).warning("the log has a gap")
 
 - What is bound goes to `context`; a bound id (`tenant_id`, `session_id`, ...) goes to its own key.
-  The other ids come from `gateway.session.context.log_context`.
+  The other ids come from `gateway.session.context.log_context`, and `process` is in each context.
 - The message is a constant. Values are bound; they are never arguments of the message or part of
   it, so that no user's text is ever a format string. Never log a token, a secret or a message body.
 - The standard library's logging arrives here too, from INFO up, whatever the level: below it
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 import msgspec
 from loguru import logger
 
-from gateway.session.context import current_ids
+from gateway.session.context import current_ids, current_process
 from gateway.session.masking import mask_secrets
 
 if TYPE_CHECKING:
@@ -273,6 +273,8 @@ def _text_line(message: "Message", *, colour: bool) -> bytes:
     record = message.record
     ids, context = _ids_and_context(record, stack="")
     context.pop("exception", None)
+    if process := context.get("process"):  # who sits there has one of each
+        context["process"] = _text(process).partition(":")[0]
     level = _level(record)
     known = {name: value for name, value in {**ids, **context}.items() if value is not None}
     pairs = "".join(f" {_plain(name)}={_text(value)}" for name, value in known.items())
@@ -295,7 +297,9 @@ def _ids_and_context(
     ids: dict[str, str | None] = {}
     for name in ID_KEYS:
         bound = context.pop(name, None)
-        ids[name] = getattr(known, name) if bound is None else _text(bound)
+        ids[name] = getattr(known, name) if bound is None else _text(bound) or None
+    if process := current_process():
+        context["process"] = process
     failed = record["exception"]
     if failed is not None and failed.type is not None:
         context["exception"] = {

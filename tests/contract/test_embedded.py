@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from gateway.bus.connection import UnusableRedis
 from gateway.bus.embedded import embedded_server
@@ -52,6 +55,53 @@ async def test_users_share_it_and_the_last_one_stops_it(tmp_path: Path) -> None:
     assert alive(pid), "the one who started it is gone, but not the last one"
     await second.__aexit__(None, None, None)
     assert not alive(pid)
+
+
+async def test_one_that_is_killed_is_told_of_and_started_again_with_its_data(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    sink = logger.add(said.append, level="ERROR", format="{message} {extra[exit_code]}")
+    try:
+        async with embedded_server(tmp_path) as url:
+            async with Redis.from_url(url) as client:
+                await client.set("key", "value")
+            killed = await process_id(url)
+            os.kill(killed, signal.SIGKILL)
+
+            async def another() -> bool:
+                with suppress(RedisError):
+                    return await process_id(url) != killed
+                return False
+
+            deadline = time.monotonic() + 30
+            while not await another():
+                assert time.monotonic() < deadline, "it never came back"
+                await asyncio.sleep(0.02)
+            async with Redis.from_url(url) as client:
+                assert await client.get("key") == b"value"
+            pid = await process_id(url)
+            shown = subprocess.run(["ps", "-p", str(killed)], capture_output=True, check=False)
+            assert shown.returncode, "not even a zombie"
+    finally:
+        logger.remove(sink)
+    assert not alive(pid)
+    assert said == ["the embedded server has ended; it is started again -9\n"]
+
+
+async def test_what_fails_meanwhile_comes_out_as_it_is(tmp_path: Path) -> None:
+    """`gateway` shows a foreseen fault as one line, and a group of faults as none of them."""
+    with pytest.raises(UnusableRedis, match="told"):
+        async with embedded_server(tmp_path):
+            raise UnusableRedis("told")
+
+    async def cut_off() -> None:
+        async with asyncio.timeout(None) as within, embedded_server(tmp_path):
+            within.reschedule(asyncio.get_running_loop().time())
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await cut_off()
 
 
 async def test_many_starters_at_once_make_one_server(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every line of every process, whoever logs and whatever happens, has the document's ten keys."""
 
 import json
+import re
 import socket as sockets
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,20 @@ async def test_every_line_of_every_process(tmp_path: Path, redis: RedisServer) -
     assert all(line["session_id"] for line in (*opened, ended))
     without = {line["message"] for line in at_node if line["tenant_id"] and not line["request_id"]}
     assert without <= OF_NO_REQUEST
+
+    # Each line says of which process it is, as soon as that is known.
+    for kind, name in (("node", "node-0"), ("worker", "worker-0")):
+        known = [line["context"].get("process") for line in lines[name]]
+        [first, *_] = named = [process for process in known if process]
+        assert set(named) == {first}
+        assert re.fullmatch(rf"{kind}:[0-9a-f-]{{36}}", first)
+
+    # That Redis is away is no matter of the request that came upon it.
+    away = [line for line in at_node if line["message"].startswith(("Redis does", "Redis answers"))]
+    assert away
+    for line in away:
+        assert not any(line[name] for name in ("tenant_id", "session_id", "request_id", "trace_id"))
+        assert line["context"]["process"].startswith("node:")
 
     # Whatever a library does is a line.
     noise = [line for line in lines["worker-1"] if line["level"] in ("WARNING", "ERROR")]

@@ -22,7 +22,12 @@ from hypothesis import strategies as st
 from loguru import logger
 
 import gateway
-from gateway.session.context import current_ids, log_context
+from gateway.archive.database import Database
+from gateway.bus.connection import create_client
+from gateway.bus.scripts import Scripts
+from gateway.session.breaker import BreakerState
+from gateway.session.context import current_ids, log_context, process_named
+from gateway.session.errors import Unavailable
 from gateway.telemetry.logs import Logs, configure_logging
 
 KEYS = [
@@ -161,6 +166,41 @@ def test_a_bound_id_stands_under_its_own_key_and_wins(stream: io.StringIO):
     [line] = lines_of(stream)
     assert (line["session_id"], line["tenant_id"]) == ("bound", "acme")
     assert line["context"] == {"run_id": "r"}
+
+
+async def test_that_a_dependency_is_away_is_no_matter_of_the_request_that_found_it(
+    stream: io.StringIO,
+):
+    """Two processes say it side by side: each names itself, and no tenant that happened to ask."""
+    redis = Scripts(create_client("unix:///nonexistent/valkey.sock"))
+    database = Database("postgresql://ann@127.0.0.1:1/history")
+    ids = dict.fromkeys(IDS, "somebody's")
+    with logging_to(stream), process_named("node:n1"), log_context(**ids):
+        while redis.breaker.state is BreakerState.CLOSED:
+            redis.breaker.fail()
+        redis.breaker.succeed()
+        while database.breaker.state is BreakerState.CLOSED:
+            with pytest.raises(Unavailable):
+                async with database.reading():
+                    pass
+        logger.info("asked")
+    await redis.client.aclose()
+    await database.close()
+    *lines, asked = [line for line in lines_of(stream) if line["context"].get("logger") is None]
+    assert [line["message"].partition(";")[0] for line in lines] == [
+        "Redis does not answer",
+        "Redis answers again",
+        "the database does not answer",
+    ]
+    assert not [line for line in lines if any(line[name] for name in IDS)]
+    assert {name: asked[name] for name in IDS} == ids
+    assert {line["context"]["process"] for line in [*lines, asked]} == {"node:n1"}
+
+
+def test_on_a_terminal_the_process_is_named_by_its_kind(stream: io.StringIO):
+    with logging_to(stream, style="text"), process_named("worker:w1"):
+        logger.info("here")
+    assert stream.getvalue().endswith(" here process=worker\n")
 
 
 def test_an_id_that_does_not_exist_is_an_error():
