@@ -95,8 +95,8 @@ class Node:
         )
         telemetry.follow("redis", bus.scripts.breaker)
         archive.database.watch(partial(telemetry.breaker_moved, "database"))
-        bus.scripts.probe = telemetry.service("redis")
-        archive.database.probe = telemetry.service("database")
+        bus.scripts.calls = telemetry.service("redis")
+        archive.database.calls = telemetry.service("database")
         self._wheel = Wheel(time.monotonic, report)
         self._endings = Endings(
             sessions=bus.sessions,
@@ -200,6 +200,7 @@ class Node:
             checks=lambda: self._readiness.checks,
             refresh=self._refresh_shown,
             now_ms=now_ms,
+            report=report,
         )
         self._fleet = Fleet(
             announcements=bus.announcements,
@@ -250,7 +251,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
-            self.telemetry.watch_loop(),
+            self.telemetry.watch_loop(report),
             self._recorder.run(),
             self._fleet.run(),
         ]

@@ -154,6 +154,7 @@ def _config(app: ASGIApp, protocol: Any) -> uvicorn.Config:
         ws_ping_interval=PING_INTERVAL_S,
         ws_ping_timeout=PING_TIMEOUT_S,
         ws_per_message_deflate=False,
+        proxy_headers=False,  # who sends is who is connected, not what a header says
         lifespan="off",
         log_config=None,
         log_level="warning",

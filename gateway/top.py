@@ -1,5 +1,6 @@
 """The fleet at a glance in a terminal: `gateway top`, which shows what `/console` shows."""
 
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +39,7 @@ class NoAnswer(CannotStart):
 
 
 def run_top(url: str, *, once: bool) -> None:
-    """Shows it until Ctrl-C; `once`, or without a terminal, prints one plain table.
+    """Shows it until Ctrl-C or SIGTERM; `once`, or without a terminal, prints one plain table.
 
     Raises:
         NoAnswer: there is nothing to begin with.
@@ -48,11 +49,16 @@ def run_top(url: str, *, once: bool) -> None:
         _print(_plain(seen))
         return
     with suppress(KeyboardInterrupt):
+        # What a shell without job control starts in the background ignores SIGINT, if it is let.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         _watch(seen, url)
 
 
 def _watch(seen: Overview, url: str) -> None:
-    with Live(_view(seen, url), screen=True, auto_refresh=False) as live:
+    live = Live(_view(seen, url), screen=True, auto_refresh=False)
+    try:  # as a context manager it keeps the screen when its first drawing is interrupted
+        live.start(refresh=True)
         while True:
             time.sleep(EVERY_S)
             complaint = ""
@@ -61,6 +67,8 @@ def _watch(seen: Overview, url: str) -> None:
             except NoAnswer as error:
                 complaint = str(error)
             live.update(_view(seen, url, complaint), refresh=True)
+    finally:
+        live.stop()
 
 
 def _ask(url: str) -> Overview:
@@ -146,7 +154,13 @@ def _view(seen: Overview, url: str, complaint: str = "") -> RenderableType:
 
 
 def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        min_width=len(title),  # an empty table does not break its title into lines
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left")
     return table

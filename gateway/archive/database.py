@@ -17,7 +17,7 @@ from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
-from gateway.session.probe import ServiceError, ServiceProbe
+from gateway.session.probe import UNHEARD, ServiceError, ServiceProbe
 from gateway.session.tracing import UNTRACED, CallTracer
 
 _CHECK_TIMEOUT_S = 1.8
@@ -47,7 +47,7 @@ class Database:
         breaker: opened by a streak of calls that the database did not answer.
         writes_failed: in a row, whatever was read meanwhile: reading works while the disk is full,
             the file is locked or a standby serves. What it will never take is no failure of it.
-        probe: told of each call, where somebody wants to know.
+        calls: told of each call.
     """
 
     def __init__(self, place: str | Path, tracer: CallTracer = UNTRACED) -> None:
@@ -72,7 +72,7 @@ class Database:
         )
         self.writes_failed = 0
         self._tell: Callable[[], None] = lambda: None
-        self.probe: ServiceProbe | None = None
+        self.calls: ServiceProbe = UNHEARD
         self._refusal = ""
         self._refused_at = 0.0
         self._away = ""
@@ -168,8 +168,7 @@ class Database:
         breaker, began = self.breaker, time.perf_counter()
 
         def failed(error: ServiceError) -> None:
-            if self.probe is not None:
-                self.probe.failed(tenant, operation, time.perf_counter() - began, error)
+            self.calls.failed(tenant, operation, time.perf_counter() - began, error)
 
         if probe:
             breaker.probe()
@@ -196,8 +195,7 @@ class Database:
             breaker.release()
             raise
         self._answered(wrote=writes)
-        if self.probe is not None:
-            self.probe.called(tenant, operation, time.perf_counter() - began)
+        self.calls.called(tenant, operation, time.perf_counter() - began)
 
     def _note(self, fault: Fault, *, writes: bool) -> None:
         if writes and fault.only_writes:

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import uuid4
@@ -144,7 +145,8 @@ class RedisNotices:
                 self._publish,
                 keys.probe_channel(channel, uuid4().hex),
             )
-            self._group.create_task(link.run(), name=f"subscriber {name}")
+            # Not in the context of who comes first: it serves all, and outlives him.
+            self._group.create_task(link.run(), name=f"subscriber {name}", context=Context())
         return link
 
     async def _publish(self, channel: str) -> None:

@@ -32,7 +32,7 @@ from gateway.bus import keys
 from gateway.bus.connection import Client, in_time, same_connection
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.errors import Fenced, Refused, Rejected, TooLarge, Unavailable
-from gateway.session.probe import ServiceError, ServiceProbe
+from gateway.session.probe import UNHEARD, ServiceError, ServiceProbe
 from gateway.session.tracing import UNTRACED, CallTracer
 from protocol.codes import ErrorCode
 
@@ -87,13 +87,13 @@ class Scripts:
 
     Attributes:
         breaker: opened by a streak of calls that Redis did not answer, closed by any answer.
-        probe: told of each call, where somebody wants to know.
+        calls: told of each call.
     """
 
     def __init__(self, client: Client, tracer: CallTracer = UNTRACED) -> None:
         """`client` is shared by all parts of the bus."""
         self.client = client
-        self.probe: ServiceProbe | None = None
+        self.calls: ServiceProbe = UNHEARD
         self._tracer = tracer
         self.breaker = Breaker(
             time.monotonic,
@@ -124,8 +124,7 @@ class Scripts:
         if probe:
             breaker.probe()
         elif wait_s := breaker.admit():
-            if self.probe is not None:
-                self.probe.failed(tenant, operation, 0.0, "circuit_open")
+            self.calls.failed(tenant, operation, 0.0, "circuit_open")
             raise Unavailable(retry_after_ms=int(wait_s * 1000) + 1)
         began = time.perf_counter()
         try:
@@ -134,8 +133,7 @@ class Scripts:
         except Exception as error:
             fault = _understand(error)
             self._note(fault)
-            if self.probe is not None:
-                self.probe.failed(tenant, operation, time.perf_counter() - began, fault.code)
+            self.calls.failed(tenant, operation, time.perf_counter() - began, fault.code)
             if fault.told is None:
                 raise
             raise fault.told from None
@@ -143,8 +141,7 @@ class Scripts:
             breaker.release()
             raise
         breaker.succeed()
-        if self.probe is not None:
-            self.probe.called(tenant, operation, time.perf_counter() - began)
+        self.calls.called(tenant, operation, time.perf_counter() - began)
 
     def _note(self, fault: "_Fault") -> None:
         if fault.answered:

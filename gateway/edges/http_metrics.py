@@ -1,4 +1,8 @@
-"""Counts and times HTTP requests, by the template of their route."""
+"""Counts and times HTTP requests, by the template of their route.
+
+One that breaks counts as a 500, though its answer may have begun well; of one whose client leaves,
+the status that it was sent counts, or else 499.
+"""
 
 from collections.abc import Callable
 
@@ -37,8 +41,8 @@ class HttpMetrics:
 
         try:
             await self._app(scope, receive, watch)
-        except BaseException:
-            status = status or _BROKE
+        except Exception:
+            status = _BROKE
             raise
         finally:
             seconds = self._clock() - started

@@ -17,6 +17,8 @@ from protocol.codes import ErrorCode
 TENANT_HEADER = "X-Tenant-ID"
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
+_OF_PROXIES = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
+
 Authenticate = Callable[[Headers, str | None], Principal]
 """From the request's headers, and the token of the `open` frame if there is one, to a principal.
 
@@ -64,13 +66,16 @@ def anonymous(headers: Headers, token: str | None = None) -> Principal:
 def for_administrators(handler: Handler) -> Handler:
     """The handler of what concerns all tenants, which only an administrator may see.
 
-    That is decided here and nowhere else: without authentication, whoever comes from this machine.
+    That is decided here and nowhere else: without authentication, whoever comes from this machine,
+    and not through a proxy on it, whose clients may be anywhere.
     """
 
     async def handle(request: Request) -> Response:
         host = request.client.host if request.client is not None else ""
         try:
-            known = ipaddress.ip_address(host).is_loopback
+            known = ipaddress.ip_address(host).is_loopback and not any(
+                header in request.headers for header in _OF_PROXIES
+            )
         except ValueError:
             known = False
         if not known:

@@ -172,7 +172,7 @@ class Homes:
             if refused.code == ErrorCode.SESSION_ENDED:
                 feed.over = True  # its last run may still be ending
             else:
-                feed.runs.clear()
+                feed.set_runs(())
             feed.look()
             return None
 
@@ -211,7 +211,7 @@ class Homes:
                     if feed.uncounted != (first, last):
                         break  # it was lost just now, or begins anew
                     for entry in entries:
-                        feed.count(entry)
+                        feed.count_late(entry)
                     first = entries[-1].seq
                     feed.uncounted = (first, last)
             except Moved:

@@ -68,6 +68,18 @@ class ServiceProbe(Protocol):
         ...
 
 
+class _Unheard:
+    """Implements `ServiceProbe` where nobody wants to know."""
+
+    def called(self, tenant: str, operation: str, seconds: float) -> None: ...
+
+    def failed(self, tenant: str, operation: str, seconds: float, error: ServiceError) -> None: ...
+
+
+UNHEARD = _Unheard()
+"""For a process that counts nothing."""
+
+
 class SessionProbe(Protocol):
     """Telemetry of one session, bound once to its tenant and agent; each verb is one fact."""
 
@@ -95,8 +107,8 @@ class SessionProbe(Protocol):
         """A frame with reported tokens passed."""
         ...
 
-    def pushed(self, delivery_s: float) -> None:
-        """A push came, so long after it was published: by two clocks, so perhaps before that."""
+    def pushed(self, delivery_s: float, /) -> None:
+        """A push came, so long after it was published."""
         ...
 
     def opened(self, outcome: Outcome, seconds: float) -> None:
@@ -116,11 +128,18 @@ class SessionProbe(Protocol):
         ...
 
     def run_ended(
-        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+        self,
+        kind: str,
+        role: str,
+        code: str,
+        task: str,
+        took_s: float | None,
+        delivery_s: float | None,
     ) -> None:
         """A terminal event passed; `kind`, `role`, `code` and `task` as in its `Entry`.
 
-        `took_s` counts from the first claim; None when no worker ever had the run.
+        `took_s` counts from the first claim; None when no worker ever had the run. `delivery_s`
+        counts from the event to now; None when the event passed earlier, and is counted only now.
         """
         ...
 

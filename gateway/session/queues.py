@@ -14,6 +14,9 @@ from gateway.session.model import RunRef
 MOST_OVER = 10_000
 """Runs that are over and may still stand in a queue; of more, workers find out themselves."""
 
+SLICE = 200
+"""So many of them are taken out at once: nobody else is served meanwhile."""
+
 
 class Waiting(NamedTuple):
     """How many runs wait in a queue, and since when the first of them (0: none does)."""
@@ -100,13 +103,17 @@ class Queues:
         """One look.
 
         Raises:
-            Unavailable: Redis does not answer; what was seen last is shown until it does.
+            Unavailable: Redis does not answer; what was seen last is shown for a while.
         """
-        count = len(self._over)
+        for _ in range(0, len(self._over), SLICE):
+            over = self._over[:SLICE]
+            await self._withdraw(over)
+            del self._over[: len(over)]
+        self._probe.agents_seen(await self._queues.survey())
+
+    async def _withdraw(self, over: list[tuple[str, RunRef]]) -> None:
         by_agent: dict[str, list[RunRef]] = {}
-        for agent, ref in self._over:
+        for agent, ref in over:
             by_agent.setdefault(agent, []).append(ref)
         for agent, runs in by_agent.items():
             await self._queues.withdraw(agent, runs)
-        del self._over[:count]
-        self._probe.agents_seen(await self._queues.survey())

@@ -294,7 +294,7 @@ METRIC_LABEL_OVERFLOW_TOTAL = Counter(
 )
 EVENT_LOOP_LAG_SECONDS = Histogram(
     "event_loop_lag_seconds",
-    "How late the event loop was, looked at ten times a second.",
+    "How late the event loop was at each tenth of a second, also at those that a stall covered.",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 LOG_MESSAGES_TOTAL = Counter("log_messages_total", "Log lines by level.", ("level",))

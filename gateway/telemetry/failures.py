@@ -1,5 +1,6 @@
 """Whose fault a code is, and what it says of a service: `error_class` and `error_code`."""
 
+from gateway.session.model import Role
 from protocol.codes import ErrorCode
 
 OTHER = "other"
@@ -16,7 +17,10 @@ SERVERS = frozenset(
         ErrorCode.INTERNAL,
     }
 )
-"""What we are to mend. All else is the sender's."""
+"""What we are to mend. All else is the sender's,"""
+
+SERVERS_IN_RUNS = SERVERS | {ErrorCode.TOO_LARGE}
+"""but not that a run grew too large: its agent made it so, not who asked it."""
 
 _CODES = frozenset(ErrorCode)
 
@@ -41,10 +45,15 @@ CALL_CODES = (
 where it was not even made."""
 
 
-def failure_of(code: str) -> tuple[str, str]:
+def servers(role: Role) -> frozenset[ErrorCode]:
+    """What we are to mend of the messages of a role: `assistant` for runs."""
+    return SERVERS_IN_RUNS if role == "assistant" else SERVERS
+
+
+def failure_of(role: Role, code: str) -> tuple[str, str]:
     """`error_class` and `error_code` for a message that was refused, or whose run failed."""
     known = code if code in _CODES else OTHER
-    return "server" if known in SERVERS else "client", known
+    return "server" if known in servers(role) else "client", known
 
 
 def call_failure_of(code: str) -> str | None:

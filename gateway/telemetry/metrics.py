@@ -1,7 +1,9 @@
 """`Telemetry`: the domain's probe. Each verb moves its series inline, through bound handles.
 
 Label values: at most 200 tenants and 100 agents (by default) that this node has ever seen; those
-that come later share the value `other`. A tenant that is named `other` shares it as well.
+that come later share the value `other`. Of a tenant with an agent there are more than a hundred
+series, so that pairs are bounded, too: in those that come later the agent is `other`. A tenant that is named
+`other` shares it as well.
 
 Series start at zero as soon as their tenant, or tenant and agent, is known: except `tokens_total`,
 which is absent until tokens are reported, since usage that nobody reported is not zero usage.
@@ -26,11 +28,14 @@ from gateway.telemetry.failures import SERVERS
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.logs import Logs
 from gateway.telemetry.process import ProcessMetrics
-from gateway.telemetry.queues import QueueMetrics
+from gateway.telemetry.queues import KNOWN_S, QueueMetrics
 from gateway.telemetry.services import RedisMetrics, ServiceCalls
 from gateway.telemetry.sessions import Failures, SessionMetrics, TenantMetrics
 
 OTHER = "other"
+
+MOST_PAIRS = 2000
+"""Tenants with an agent that have series of their own."""
 
 LOST_QUIET_S = 10.0
 """One line says that Redis lost writes, however many sessions it concerns."""
@@ -59,6 +64,7 @@ class Telemetry:
         sessions_capacity: int = 0,
         max_tenants: int = 200,
         max_agents: int = 100,
+        max_pairs: int = MOST_PAIRS,
         logs: Logs | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,7 +72,8 @@ class Telemetry:
         self._series = Series(catalogue.CATALOGUE, clock)
         self._formatter = TextFormatter()
         self.registry: Registry = self._series.registry
-        overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        overflow = self._overflow = self._series.counter(catalogue.METRIC_LABEL_OVERFLOW_TOTAL)
+        self._max_pairs = max_pairs
         self._tenants = _LabelValues(max_tenants, overflow)
         self._agents = _LabelValues(max_agents, overflow)
         self._by_tenant: dict[str, TenantMetrics] = {}
@@ -90,9 +97,9 @@ class Telemetry:
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
         self._by_service: dict[str, _ServiceMetrics] = {}
-        self._archive = _ArchiveMetrics(self._series)
+        self._archive = _ArchiveMetrics(self._series, clock)
         self._redis = RedisMetrics(self._series)
-        self.queues = QueueMetrics(self._series, self._tenants.label, self._agents.label)
+        self.queues = QueueMetrics(self._series, self._tenants.label, self._agents.label, clock)
         self._process = ProcessMetrics(self._series, logs)
         self._series.gauge(catalogue.BUILD_INFO, version).set(1)
 
@@ -172,14 +179,18 @@ class Telemetry:
             reconnects={"commands": reconnects, "pubsub": subscriber_reconnects},
         )
 
-    async def watch_loop(self) -> None:
+    async def watch_loop(self, report: Callable[[str, Exception], None]) -> None:
         """Looks how late the event loop is, until cancelled."""
-        await self._process.watch_loop()
+        await self._process.watch_loop(report)
 
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
         labels = self._tenants.admit(tenant), self._agents.admit(agent)
         found = self._by_session.get(labels)
+        if found is None and len(self._by_session) >= self._max_pairs and labels[1] != OTHER:
+            self._overflow.inc()
+            labels = labels[0], OTHER  # one more for each tenant at most
+            found = self._by_session.get(labels)
         if found is None:
             found = SessionMetrics(self._series, self._of_tenant(labels[0]), self.queues, *labels)
             self._by_session[labels] = found
@@ -198,7 +209,7 @@ class Telemetry:
 
     def journal(self, state: JournalState) -> None:
         """How much waits in all journals, as of now."""
-        self._archive.state = state
+        self._archive.seen(state)
 
     def archived(self, seconds: float) -> None:
         """A batch was brought to the archive in so many seconds."""
@@ -216,13 +227,14 @@ class Telemetry:
     def breaker_moved(self, service: str, state: int, failures: int) -> None:
         """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
         kind, _, agent = service.partition(":")
-        self._of_service(f"{kind}:{self._agents.find(agent)}" if agent else kind).moved(
-            state, failures
-        )
+        label = f"{kind}:{self._agents.find(agent)}" if agent else kind
+        self._of_service(label).moved(service, state, failures)
 
     def refresh(self) -> None:
         """Brings up to date what is not moved inline; to be called before somebody looks."""
         self._series.remove_idle()
+        for service in self._by_service.values():
+            service.refresh()
         self._archive.refresh()
         self.queues.refresh()
         self._process.refresh()
@@ -256,42 +268,66 @@ class Telemetry:
 
 
 class _ServiceMetrics:
-    """The series of one service."""
+    """The series of one service, or of all agents that share a label value: the worst is shown."""
 
-    __slots__ = ("_failures", "_seen", "_state", "_streaks")
+    __slots__ = ("_failures", "_ill", "_moved", "_state", "_streaks")
 
-    def __init__(self, series: Series, service: str) -> None:
-        self._state = series.gauge(catalogue.CIRCUIT_BREAKER_STATE, service)
-        self._failures = series.gauge(catalogue.SERVICE_CONSECUTIVE_FAILURES, service)
-        self._streaks = series.counter(catalogue.SERVICE_FAILURE_STREAKS_TOTAL, service)
-        self._seen = 0
+    def __init__(self, series: Series, label: str) -> None:
+        self._state = series.gauge(catalogue.CIRCUIT_BREAKER_STATE, label)
+        self._failures = series.gauge(catalogue.SERVICE_CONSECUTIVE_FAILURES, label)
+        self._streaks = series.counter(catalogue.SERVICE_FAILURE_STREAKS_TOTAL, label)
+        # State and failures of those that are not well: no more than have a breaker.
+        self._ill: dict[str, tuple[int, int]] = {}
+        self._moved = False
 
-    def moved(self, state: int, failures: int) -> None:
-        """What it is now."""
-        self._state.set(int(state))
-        self._failures.set(failures)
-        if self._seen < STREAK <= failures:
+    def moved(self, service: str, state: int, failures: int) -> None:
+        """What it is now. All that are ill tell it each second: the worst is looked for later."""
+        _, before = self._ill.pop(service, (0, 0))
+        if before < STREAK <= failures:
             self._streaks.inc()
-        self._seen = failures
+        if state or failures:
+            self._ill[service] = int(state), failures
+        self._moved = True
+
+    def refresh(self) -> None:
+        """Shows the worst."""
+        if self._moved:
+            self._moved = False
+            self._state.set(max((state for state, _ in self._ill.values()), default=0))
+            self._failures.set(max((failures for _, failures in self._ill.values()), default=0))
 
 
 class _ArchiveMetrics:
-    """The series of the way to the archive; shown even while they are zero."""
+    """The series of the way to the archive; shown even while they are zero.
 
-    __slots__ = ("_dead", "_depth", "_fill", "_lag", "batches", "state")
+    Every node sees the same journals, see `gateway.telemetry.queues`.
+    """
 
-    def __init__(self, series: Series) -> None:
+    __slots__ = ("_clock", "_dead", "_depth", "_fill", "_lag", "_looked_at", "_state", "batches")
+
+    def __init__(self, series: Series, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._looked_at = clock()
         labels = catalogue.ALL_TENANTS, catalogue.ARCHIVE
-        self.state = JournalState()
+        self._state = JournalState()
         self.batches = series.histogram(catalogue.TASK_PROCESSING_SECONDS, *labels)
         self._depth = series.gauge(catalogue.QUEUE_DEPTH, *labels)
         self._lag = series.gauge(catalogue.QUEUE_LAG_SECONDS, *labels)
         self._fill = series.gauge(catalogue.ARCHIVE_JOURNAL_FILL)
         self._dead = series.gauge(catalogue.ARCHIVE_DEAD_LETTERS)
 
+    def seen(self, state: JournalState) -> None:
+        """How it is now."""
+        self._state = state
+        self._looked_at = self._clock()
+
     def refresh(self) -> None:
-        """What was seen last; the lag has grown since."""
-        state = self.state
+        """What was seen last, if that is not long ago; the lag has grown since."""
+        if self._clock() - self._looked_at > KNOWN_S:
+            for gauge in (self._depth, self._lag, self._fill, self._dead):
+                gauge.remove()
+            return
+        state = self._state
         self._depth.set(state.entries)
         self._lag.set(max(0.0, time.time() - state.oldest_ms / 1000) if state.oldest_ms else 0.0)
         self._fill.set(state.fill)

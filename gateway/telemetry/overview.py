@@ -47,11 +47,12 @@ MOST_ROWS = 50
 
 
 class Agent(msgspec.Struct, omit_defaults=True):
-    """Who serves an agent, and whether its runs fail."""
+    """Who serves an agent, what waits for it over all tenants, and whether its runs fail."""
 
     workers: int = 0
     busy: int = 0
     free: int = 0
+    waiting: int = 0
     breaker: int = 0
     failures: int = 0
 
@@ -183,7 +184,6 @@ def merge(asked: Summary, others: Iterable[Summary], silent_s: float) -> Overvie
     sessions: Counter[str] = Counter()
     for each in summaries:
         sessions.update(each.sessions)
-    queues = _queues(summaries)
     tokens = plots["tokens"][-_SLOTS_OF_A_RATE:]
     return Overview(
         asked=asked.node,
@@ -201,8 +201,8 @@ def merge(asked: Summary, others: Iterable[Summary], silent_s: float) -> Overvie
         plots=plots,
         latencies={name: _latency(summaries, name) for name in LATENCIES},
         sessions=dict(sessions.most_common(MOST_ROWS)),
-        agents=_agents(summaries, queues),
-        queues=queues,
+        agents=_agents(summaries),
+        queues=_queues(summaries),
         services=_services(summaries),
         nodes=[_row(each) for each in sorted(summaries, key=lambda it: it.started_ms)],
     )
@@ -267,10 +267,7 @@ def _queues(summaries: Sequence[Summary]) -> list[Queue]:
     return sorted(seen.values(), key=lambda it: (-it.depth, -it.lag_s))[:MOST_ROWS]
 
 
-def _agents(summaries: Sequence[Summary], queues: Sequence[Queue]) -> list[AgentRow]:
-    waiting: Counter[str] = Counter()
-    for queue in queues:
-        waiting[queue.queue] += queue.depth
+def _agents(summaries: Sequence[Summary]) -> list[AgentRow]:
     seen: dict[str, Agent] = {}
     for each in summaries:
         for name, one in each.agents.items():
@@ -279,11 +276,12 @@ def _agents(summaries: Sequence[Summary], queues: Sequence[Queue]) -> list[Agent
                 max(was.workers, one.workers),
                 max(was.busy, one.busy),
                 max(was.free, one.free),
+                max(was.waiting, one.waiting),
                 max(was.breaker, one.breaker),
                 max(was.failures, one.failures),
             )
     return [
-        AgentRow(name, one.workers, one.busy, one.free, waiting[name], one.breaker, one.failures)
+        AgentRow(name, one.workers, one.busy, one.free, one.waiting, one.breaker, one.failures)
         for name, one in sorted(seen.items())
     ]
 

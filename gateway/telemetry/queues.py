@@ -1,6 +1,9 @@
 """The queues of the agents, and who serves them. Implements `gateway.session.queues.QueueProbe`.
 
 The birth of the oldest run that waits is kept, and its age computed when somebody looks.
+
+What every node sees alike is queried as the maximum over the nodes, so a node that can look no more
+must not insist on what it saw last: after `KNOWN_S` it shows none of it, until its next look.
 """
 
 import time
@@ -11,6 +14,9 @@ from gateway.session.queues import AgentLoad, Waiting
 from gateway.telemetry import catalogue
 from gateway.telemetry.handles import BoundGauge, Series
 
+KNOWN_S = 20.0
+"""For so long after a look its result is shown: a few looks may fail."""
+
 _Labels = tuple[str, str]
 """Tenant and agent, as label values."""
 
@@ -19,10 +25,16 @@ class QueueMetrics:
     """The series of queues and agents."""
 
     def __init__(
-        self, series: Series, tenant: Callable[[str], str], agent: Callable[[str], str]
+        self,
+        series: Series,
+        tenant: Callable[[str], str],
+        agent: Callable[[str], str],
+        clock: Callable[[], float],
     ) -> None:
         """`tenant` and `agent` answer the label value of each."""
         self._series = series
+        self._clock = clock
+        self._looked_at = clock()
         self._tenant = tenant
         self._agent = agent
         self._queues: dict[_Labels, _Queue] = {}
@@ -42,7 +54,8 @@ class QueueMetrics:
             queue.set(Waiting(depth - 1, oldest_ms if depth > 1 else 0))
 
     def agents_seen(self, loads: Sequence[AgentLoad]) -> None:
-        """All queues, and who serves them."""
+        """All queues, and who serves them; who is not among them has no workers."""
+        self._looked_at = self._clock()
         found: dict[_Labels, Waiting] = {}
         totals: dict[str, Counter[str]] = {}
         for load in loads:
@@ -57,13 +70,17 @@ class QueueMetrics:
             self._queues.pop(labels).set(_EMPTY)
         for labels, waiting in found.items():
             self._find(labels).set(waiting)
-        for agent, total in totals.items():
-            if agent not in self._agents:
-                self._agents[agent] = _Agent(self._series, agent)
-            self._agents[agent].set(total)
+        for agent in totals.keys() - self._agents.keys():
+            self._agents[agent] = _Agent(self._series, agent)
+        for agent, shown in self._agents.items():
+            shown.set(totals.get(agent, _NOBODY))
 
     def refresh(self) -> None:
-        """The first of each queue has waited longer since."""
+        """The first of each queue has waited longer since; a look that is old tells nothing."""
+        if self._clock() - self._looked_at > KNOWN_S:
+            for shown in (*self._queues.values(), *self._agents.values()):
+                shown.remove()
+            return
         now_ms = time.time() * 1000
         for queue in self._queues.values():
             queue.age(now_ms)
@@ -76,6 +93,7 @@ class QueueMetrics:
 
 
 _EMPTY = Waiting(0, 0)
+_NOBODY = Counter[str]()
 
 
 def _together(one: Waiting | None, other: Waiting) -> Waiting:
@@ -104,6 +122,10 @@ class _Queue:
         if self.waiting.oldest_ms:
             self._lag.set(max(0.0, (now_ms - self.waiting.oldest_ms) / 1000))
 
+    def remove(self) -> None:
+        self._depth.remove()
+        self._lag.remove()
+
 
 class _Agent:
     """The series of one agent's workers."""
@@ -120,3 +142,7 @@ class _Agent:
         self._workers.set(total["workers"])
         for state, gauge in self._slots.items():
             gauge.set(total[state])
+
+    def remove(self) -> None:
+        for gauge in (self._workers, *self._slots.values()):
+            gauge.remove()

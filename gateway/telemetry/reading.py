@@ -39,11 +39,18 @@ class Reader:
         for key, value in list(self._store(metric).items()):
             yield _labels(key), value
 
-    def largest(self, metric: catalogue.Gauge, count: int) -> list[tuple[_Labels, float]]:
+    def largest(
+        self, metric: catalogue.Gauge, count: int | None = None
+    ) -> list[tuple[_Labels, float]]:
         """The series of a gauge that are not zero, the largest first, at most `count`."""
         found = [(value, key) for key, value in self._store(metric).items() if value]
         found.sort(key=lambda pair: pair[0], reverse=True)
         return [(_labels(key), value) for value, key in found[:count]]
+
+    def one(self, metric: catalogue.Gauge, labels: _Labels) -> float:
+        """One series of a gauge; 0 if there is none."""
+        values: Any = self._registry.get(metric.full_name).values
+        return values.get(labels, 0.0)
 
     async def counts(
         self, metric: catalogue.Histogram, label: str = "", value: str = ""

@@ -1,7 +1,7 @@
 """What a node's metrics were in the last minutes, and what it says of itself to the fleet."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
 from aioprometheus.collectors import Registry
@@ -51,6 +51,7 @@ class Recorder:
         checks: Callable[[], Mapping[str, str]],
         refresh: Callable[[], None],
         now_ms: Callable[[], int],
+        report: Callable[[str, Exception], None],
     ) -> None:
         """`url` is for clients, `address` shows the metrics, `checks` are those of readiness.
 
@@ -60,6 +61,7 @@ class Recorder:
         self._checks = checks
         self._refresh = refresh
         self._now_ms = now_ms
+        self._report = report
         self.address = address
         self._own = Summary(node, url=url, metrics=address, version=version, started_ms=now_ms())
         self._slot = self._slot_now() - 1
@@ -75,7 +77,10 @@ class Recorder:
         """Records until it is cancelled."""
         while True:
             await asyncio.sleep((_SLOT_MS - self._now_ms() % _SLOT_MS) / 1000)
-            await self.record()
+            try:
+                await self.record()
+            except Exception as error:  # noqa: BLE001 - what only looks does not end the node
+                self._report("the metrics could not be recorded", error)
 
     async def record(self) -> None:
         """Writes down the slots that have ended since the last time; those that were slept through
@@ -115,8 +120,8 @@ class Recorder:
         own.capacity = int(reader.total(catalogue.SESSIONS_CAPACITY))
         largest = reader.largest(catalogue.SESSIONS_ACTIVE, MOST_ROWS)
         own.sessions = {labels["tenant_id"]: int(value) for labels, value in largest}
-        own.agents, own.services = self._agents()
-        own.queues = self._queues()
+        own.queues, waiting = self._queues()
+        own.agents, own.services = self._agents(waiting)
         own.slot = self._slot
         own.plots = {name: list(numbers) for name, numbers in self._plots.items()}
         own.latencies = {
@@ -138,9 +143,9 @@ class Recorder:
     def _active(self) -> int:
         return int(self._reader.total(catalogue.SESSIONS_ACTIVE))
 
-    def _agents(self) -> tuple[dict[str, Agent], dict[str, Service]]:
+    def _agents(self, waiting: Mapping[str, int]) -> tuple[dict[str, Agent], dict[str, Service]]:
         """Agents by name, and the node's other services."""
-        agents: dict[str, Agent] = {}
+        agents = {name: Agent(waiting=depth) for name, depth in waiting.items()}
         services: dict[str, Service] = {}
         each = self._reader.each
         for labels, value in each(catalogue.AGENT_WORKERS):
@@ -161,13 +166,20 @@ class Recorder:
                 setattr(of, field, int(value))
         return agents, services
 
-    def _queues(self) -> list[Queue]:
-        lags = {
-            (labels["tenant_id"], labels["queue"]): value
-            for labels, value in self._reader.largest(catalogue.QUEUE_LAG_SECONDS, MOST_ROWS)
-        }
-        return [
-            Queue(tenant, queue, int(value), round(lags.get((tenant, queue), 0.0), 1))
-            for labels, value in self._reader.largest(catalogue.QUEUE_DEPTH, MOST_ROWS)
-            for tenant, queue in [(labels["tenant_id"], labels["queue"])]
+    def _queues(self) -> tuple[list[Queue], Counter[str]]:
+        """The largest queues, and how much waits in all of them by agent."""
+        found = self._reader.largest(catalogue.QUEUE_DEPTH)
+        waiting: Counter[str] = Counter()
+        for labels, depth in found:
+            if labels["tenant_id"] != catalogue.ALL_TENANTS:
+                waiting[labels["queue"]] += int(depth)
+        largest = [
+            Queue(
+                labels["tenant_id"],
+                labels["queue"],
+                int(depth),
+                round(self._reader.one(catalogue.QUEUE_LAG_SECONDS, labels), 1),
+            )
+            for labels, depth in found[:MOST_ROWS]
         ]
+        return largest, waiting

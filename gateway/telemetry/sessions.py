@@ -3,7 +3,7 @@
 from gateway.session.model import Role
 from gateway.session.probe import Outcome, SessionEnd
 from gateway.telemetry import catalogue
-from gateway.telemetry.failures import CALL_CODES, SERVERS, call_failure_of, failure_of
+from gateway.telemetry.failures import CALL_CODES, call_failure_of, failure_of, servers
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.queues import QueueMetrics
 
@@ -11,6 +11,7 @@ _RUN_STATUSES = {"F": "success", "I": "interrupt", "C": "cancelled", "X": "error
 """The values of `status` of a run, by the kind of its last entry."""
 
 _TASKS = ("run", "resume")
+_SHOWN: tuple[Role, ...] = ("user", "assistant")
 
 
 class Failures:
@@ -22,16 +23,16 @@ class Failures:
         self._series = series
         self._tenant = tenant
         self._counters: dict[tuple[Role, str], BoundCounter] = {}
-        for code in SERVERS:  # what alerts look at is there before the first of them
-            self._find("user", code)
-            self._find("assistant", code)
+        for role in _SHOWN:  # what alerts look at is there before the first of them
+            for code in servers(role):
+                self._find(role, code)
 
     def failed(self, role: Role, code: str) -> None:
         """A message was refused, or a run failed."""
         self._find(role, code).inc()
 
     def _find(self, role: Role, code: str) -> BoundCounter:
-        error_class, label = failure_of(code)
+        error_class, label = failure_of(role, code)
         found = self._counters.get((role, label))
         if found is None:
             labels = self._tenant, role, error_class, label
@@ -91,10 +92,10 @@ class SessionMetrics:
         "_labels",
         "_of_tenant",
         "_output",
-        "_pushes",
         "_queues",
         "_runs",
         "_waited",
+        "pushed",
     )
 
     def __init__(
@@ -119,7 +120,7 @@ class SessionMetrics:
             series.counter(catalogue.TOKENS_TOTAL, tenant, agent, kind, from_zero=False)
             for kind in ("output", "input")
         )
-        self._pushes = series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
+        self.pushed = series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS).observe
         self._waited = series.histogram(catalogue.QUEUE_WAIT_SECONDS, tenant, agent)
         self._first_event = series.histogram(catalogue.TIME_TO_FIRST_EVENT_SECONDS, tenant, agent)
         self._runs = {
@@ -162,10 +163,6 @@ class SessionMetrics:
         self._of_tenant.processed[role].inc()
         self._of_tenant.processing[role].observe(seconds)
 
-    def pushed(self, delivery_s: float) -> None:
-        """A push came; what would be negative counts as zero."""
-        self._pushes.observe(delivery_s if delivery_s > 0 else 0.0)
-
     def tokens(self, output: int, into: int) -> None:
         """A frame with reported tokens passed."""
         if output > 0:
@@ -188,18 +185,25 @@ class SessionMetrics:
         self._first_event.observe(waited_s)
 
     def run_ended(
-        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+        self,
+        kind: str,
+        role: str,
+        code: str,
+        task: str,
+        took_s: float | None,
+        delivery_s: float | None,
     ) -> None:
         """A terminal event passed.
 
-        The delivery is timed for every run. It ends on another clock than it began on: what would
-        be negative counts as zero. A run that no worker had is no call of its agent, unless it
-        failed for that.
+        The delivery is timed of every run that passes just now. It ends on another clock than it
+        began on: what would be negative counts as zero. A run that no worker had is no call of its
+        agent, unless it failed for that.
         """
         tenant = self._of_tenant
         if role == "assistant":
             tenant.processed["assistant"].inc()
-        tenant.processing["assistant"].observe(max(0.0, delivery_s))
+        if delivery_s is not None:
+            tenant.processing["assistant"].observe(max(0.0, delivery_s))
         if took_s is not None:
             self._runs[kind].observe(took_s)
             tenant.tasks[task].observe(took_s)

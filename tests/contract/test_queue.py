@@ -1,11 +1,15 @@
 """From accepted runs to workers: each run waits once, tenants take turns, rings are heard."""
 
+from typing import Any
+
 import anyio
+from redis.asyncio import RedisCluster
 from support.talk import Talk
 
+from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.session.model import AgentInfo, RunRef, WorkerInfo
-from gateway.session.queues import AgentLoad, Waiting
+from gateway.session.queues import SLICE, AgentLoad, Waiting
 
 
 def refs(tenant: str, count: int) -> list[RunRef]:
@@ -125,3 +129,32 @@ async def test_what_is_withdrawn_waits_no_more_and_holds_up_nobody(bus: Bus) -> 
     assert await bus.runs.take(agent, 9) == [second, lonely, third]
     assert (await load(bus, agent)).waiting == {}
     assert await bus.runs.dispatch(first, agent) != Waiting(0, 0)
+
+
+async def scripts_us(bus: Bus) -> int:
+    """How long the server has spent in scripts; it serves nobody else meanwhile."""
+    where = {"target_nodes": RedisCluster.ALL_NODES} if isinstance(bus.client, RedisCluster) else {}
+    client: Any = bus.client
+    spent = await client.info("commandstats", **where)
+    return sum(spent.get(f"cmdstat_{name}", {}).get("usec", 0) for name in ("eval", "evalsha"))
+
+
+async def test_thousands_that_end_in_a_deep_queue_hold_up_nobody(bus: Bus) -> None:
+    """No worker came, and all that waited long enough are over at once."""
+    agent = Talk(bus).agent
+    waiting = list(map(keys.reference, refs("acme", 20_000)))
+    key = keys.waiting(agent)
+    base = key.removeprefix("aw:")
+    client: Any = bus.client
+    await client.hset(key, mapping=dict.fromkeys(waiting, 1))
+    await client.rpush(f"aq:{base}:acme", *waiting)
+    await client.rpush(f"ar:{base}", "acme")
+    over = refs("acme", 10_000)
+    before = await scripts_us(bus)
+    for start in range(0, len(over), SLICE):
+        await bus.queues.withdraw(agent, over[start : start + SLICE])
+    spent_us = await scripts_us(bus) - before
+    assert await client.lrange(f"aq:{base}:acme", 0, 0) == [waiting[10_000].encode()]
+    assert await client.llen(f"aq:{base}:acme") == await client.hlen(key) == 10_000
+    print(f"{spent_us / 1000:.0f} ms")  # with `pytest -s`
+    assert spent_us < 1_000_000, "all of them together"

@@ -50,7 +50,7 @@ async def own_bus(server: RedisServer) -> AsyncIterator[Bus]:
 
 
 def listen(to: Any) -> Heard:
-    heard = to.probe = Heard()
+    heard = to.calls = Heard()
     return heard
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from loguru import logger
 from support.bus import connected_bus, cut_subscribers, running_server
 from support.deaf import deafening
 from support.following import Client, following, until
@@ -17,6 +18,7 @@ from gateway.app import Node, now_ms, report
 from gateway.archive.archive import open_archive
 from gateway.bus import connection, notices
 from gateway.bus.bus import Bus
+from gateway.session.context import LogIds, current_ids, log_context
 from gateway.session.hub import HubTimes
 from gateway.session.model import Limits, LogPage, Seen, SessionKey
 from protocol.frames import Cursor
@@ -179,6 +181,23 @@ async def test_a_node_without_its_subscriber_is_not_ready(single_url: str, tmp_p
             await answers(200, "ok")
         for task in running:
             task.cancel()
+
+
+async def test_what_a_subscriber_tells_is_of_no_session(bus: Bus) -> None:
+    """It lives as long as the process, and began perhaps for somebody: on a cluster it does."""
+    told: list[LogIds] = []
+    handler = logger.add(lambda _: told.append(current_ids()), level="WARNING")
+    try:
+        with log_context(tenant_id="acme", session_id="somebody", trace_id="f" * 32):
+            joining = bus.notices.session_control(SessionKey("acme", "somebody"), lambda _: None)
+            await joining.__aenter__()
+        await cut_subscribers(bus.client)
+        await until(lambda: bus.notices.reconnects)
+        await joining.__aexit__(None, None, None)
+    finally:
+        logger.remove(handler)
+    assert told
+    assert set(told) == {LogIds()}
 
 
 class Stalls:

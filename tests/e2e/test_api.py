@@ -233,3 +233,14 @@ def test_without_the_database_one_can_talk_and_is_told_what_one_cannot(folder: P
             assert (response.status_code, response.json()["code"]) == (503, "unavailable")
             assert int(response.headers["retry-after"]) >= 1
         api.ask("DELETE", f"/sessions/{session}", 204)
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+def test_who_came_through_a_proxy_is_no_administrator(stack: Stack, header: str) -> None:
+    """Guarantee 6: behind a proxy on this machine everybody would be one. By a real server, which
+    could take the header's word for the address.
+    """
+    for path in ("/metrics", "/metrics/targets", "/console", "/console/state"):
+        assert httpx.get(stack.url + path, timeout=30).status_code == 200
+        found = httpx.get(stack.url + path, headers={header: "127.0.0.1"}, timeout=30)
+        assert (found.status_code, found.json()["code"]) == (403, "forbidden"), path

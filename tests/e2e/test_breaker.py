@@ -1,6 +1,7 @@
 """An agent that fails again and again is left alone, and everybody can see it."""
 
 import anyio
+from support.following import until
 from support.socket import TERMINAL, socket
 from support.stack import Stack
 
@@ -32,7 +33,8 @@ async def test_a_streak_of_failed_runs_opens_the_breaker_of_that_tenant(stack: S
         assert metrics[f"{P}circuit_breaker_state{SERVICE}"] in (1, 2)
         assert metrics[f"{P}service_consecutive_failures{SERVICE}"] >= 5
         assert metrics[f"{P}service_failure_streaks_total{SERVICE}"] == 1
-        assert metrics[f'{P}circuit_breaker_state{{service="redis"}}'] == 0
+        # Redis may have been slow for a moment on a busy machine; its breaker is not of this.
+        await until(lambda: stack.metrics()[f'{P}circuit_breaker_state{{service="redis"}}'] == 0)
         await other.ask("message", content="hello")
         assert (await other.until_event(*TERMINAL))["event"]["type"] == "RUN_FINISHED"
     [agent] = stack.get("/api/v1/agents")["agents"]

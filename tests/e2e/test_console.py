@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -144,8 +145,8 @@ def cells(page: Page, table: str, row: str) -> Any:
     return rows.filter(has=page.locator("th", has_text=row)).locator("td")
 
 
-def test_the_page_shows_what_a_conversation_made(fleet: Fleet, page: Page) -> None:
-    """Guarantee 9, as a person reads it."""
+def test_the_page_and_top_show_what_a_conversation_made(fleet: Fleet, page: Page) -> None:
+    """Guarantee 9, as a person reads it. Nobody else talks, so that all can be counted."""
     with ExitStack() as sockets:
         talk(fleet, sockets, "acme", "hello", "/burst 50")
         talk(fleet, sockets, "acme", "hello")
@@ -167,39 +168,51 @@ def test_the_page_shows_what_a_conversation_made(fleet: Fleet, page: Page) -> No
         expect(page.locator("#nodes tbody tr")).to_have_count(1)
         assert page.locator("#connections .line").get_attribute("d")
         assert page.evaluate("document.documentElement.scrollWidth") == 360
+        found = dict(line.split(None, 1) for line in top(fleet.admin).stdout.splitlines())
+        assert (found["connections"], found["active"]) == ("3", "3")
+        assert (found["sessions.acme"], found["sessions.globex"]) == ("2", "1")
+        assert found["service.redis"] == "well"
+        assert [name for name in found if name.startswith("node.")]
     expect(page.locator("#connections .value")).to_have_text("0")
 
 
-def test_top_says_the_same(fleet: Fleet) -> None:
-    with ExitStack() as sockets:
-        talk(fleet, sockets, "initech")
-        wait_for(lambda: fleet.get("/console/state").json()["connections"] == 1)
-        shown = top(fleet.admin).stdout
-    found = dict(line.split(None, 1) for line in shown.splitlines())
-    assert found["connections"] == "1"
-    assert found["sessions.initech"] == "1"
-    assert found["service.redis"] == "well"
-    assert [name for name in found if name.startswith("node.")]
+LEAVES_SCREEN = b"\x1b[?1049l"
 
 
-def test_top_in_a_terminal(fleet: Fleet) -> None:
-    """It draws the fleet, and Ctrl-C ends it in order."""
+def read_terminal(terminal: int) -> bytes:
+    """What is there to read next; nothing when the other end is closed."""
+    ready, _, _ = select.select([terminal], [], [], SLOW_MS / 1000)
+    assert ready, "nothing more is shown"
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_top_in_a_terminal(fleet: Fleet, number: signal.Signals) -> None:
+    """It draws the fleet, and Ctrl-C ends it in order, also where a shell has it ignored."""
     terminal, end = pty.openpty()
     command = [sys.executable, "-m", "gateway.cli", "top", "--url", fleet.admin]
     process = subprocess.Popen(
-        command, stdin=end, stdout=end, stderr=end, env={**os.environ, "TERM": "xterm"}
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm"},
     )
     os.close(end)
     shown = b""
     try:
         while b"Sessions by tenant" not in shown:
-            shown += os.read(terminal, 65536)
-        process.send_signal(signal.SIGINT)
-        try:
-            while chunk := os.read(terminal, 65536):
-                shown += chunk
-        except OSError:
-            pass  # the other end is closed
+            chunk = read_terminal(terminal)
+            assert chunk, shown
+            shown += chunk
+        process.send_signal(number)
+        deadline = time.monotonic() + SLOW_MS / 1000
+        while chunk := read_terminal(terminal):
+            assert time.monotonic() < deadline, "it goes on"
+            shown += chunk
         assert process.wait(30) == 0
     finally:
         process.kill()
@@ -207,6 +220,7 @@ def test_top_in_a_terminal(fleet: Fleet) -> None:
         os.close(terminal)
     assert b"Traceback" not in shown
     assert b"demo" in shown
+    assert LEAVES_SCREEN in shown
 
 
 def top(url: str) -> "subprocess.CompletedProcess[str]":

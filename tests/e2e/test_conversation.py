@@ -36,8 +36,8 @@ async def test_two_clients_see_one_streamed_answer_and_the_metrics_tell_the_trut
     async with socket(counting.ws_of()) as first, socket(counting.ws_of()) as second:
         await first.open(agent="counting")
         await second.open(session_id=first.session_id)
-        assert counting.metrics()[f"{P}websocket_connections_active{{{TENANT}}}"] == 2
-        assert counting.metrics()[f"{P}sessions_active{{{TENANT}}}"] == 1
+        await wait_for(counting, f"{P}websocket_connections_active{{{TENANT}}}", 2)
+        await wait_for(counting, f"{P}sessions_active{{{TENANT}}}", 1)
 
         ack = await first.ask("message", content="count 100 3")
         assert ack["status"] == "accepted"
@@ -58,14 +58,16 @@ async def test_two_clients_see_one_streamed_answer_and_the_metrics_tell_the_trut
         [asked] = first.events[0]["event"]["input"]["messages"]
         assert asked["content"] == "count 100 3"
 
-        metrics = counting.metrics()
-        assert metrics[f"{P}sessions_created_total{{{BOTH}}}"] == 1
-        assert metrics[f'{P}messages_processed_total{{role="user",{TENANT}}}'] == 1
-        assert metrics[f'{P}messages_processed_total{{role="assistant",{TENANT}}}'] == 1
-        assert metrics[f'{P}message_processing_seconds_count{{role="user",{TENANT}}}'] == 1
-        assert metrics[f'{P}message_processing_seconds_count{{role="assistant",{TENANT}}}'] == 1
-        assert metrics[f'{P}tokens_total{{{BOTH},type="output"}}'] == 102
-        assert metrics[f'{P}tokens_total{{{BOTH},type="input"}}'] == 3
+        for series, value in (
+            (f"{P}sessions_created_total{{{BOTH}}}", 1),
+            (f'{P}messages_processed_total{{role="user",{TENANT}}}', 1),
+            (f'{P}messages_processed_total{{role="assistant",{TENANT}}}', 1),
+            (f'{P}message_processing_seconds_count{{role="user",{TENANT}}}', 1),
+            (f'{P}message_processing_seconds_count{{role="assistant",{TENANT}}}', 1),
+            (f'{P}tokens_total{{{BOTH},type="output"}}', 102),
+            (f'{P}tokens_total{{{BOTH},type="input"}}', 3),
+        ):
+            await wait_for(counting, series, value)
 
     await wait_for(counting, f"{P}websocket_connections_active{{{TENANT}}}", 0)
     metrics = counting.metrics()
@@ -77,10 +79,9 @@ async def test_two_clients_see_one_streamed_answer_and_the_metrics_tell_the_trut
         assert (await back.ask("close"))["status"] == "accepted"
         assert await back.closed() == 1000
     await wait_for(counting, f"{P}sessions_active{{{TENANT}}}", 0)
-    metrics = counting.metrics()
-    assert metrics[COMPLETED] == 1
-    assert metrics[f"{P}session_duration_seconds_count{{{BOTH}}}"] == 1
-    assert metrics[f"{P}sessions_created_total{{{BOTH}}}"] == 1
+    await wait_for(counting, COMPLETED, 1)
+    await wait_for(counting, f"{P}session_duration_seconds_count{{{BOTH}}}", 1)
+    assert counting.metrics()[f"{P}sessions_created_total{{{BOTH}}}"] == 1
 
 
 async def test_a_joiner_in_mid_answer_gets_a_snapshot_and_the_rest(stack: Stack) -> None:

@@ -50,6 +50,12 @@ SCHEMA = jsonschema.Draft202012Validator(
     }
 )
 
+OF_NO_REQUEST = {
+    "a run was ended by force",
+    "an agent fails in a row and is left alone",
+}
+"""What a node says of a tenant by itself: on a busy machine, here too."""
+
 BODY, SECRET = "what-a-person-said", "hunter2"
 
 
@@ -149,7 +155,8 @@ async def test_every_line_of_every_process(tmp_path: Path, redis: RedisServer) -
         assert line["trace_id"]
         assert line["span_id"]
     assert all(line["session_id"] for line in (*opened, ended))
-    assert all(line["request_id"] for line in at_node if line["tenant_id"])
+    without = {line["message"] for line in at_node if line["tenant_id"] and not line["request_id"]}
+    assert without <= OF_NO_REQUEST
 
     # Whatever a library does is a line.
     noise = [line for line in lines["worker-1"] if line["level"] in ("WARNING", "ERROR")]

@@ -4,9 +4,12 @@ Hundreds of them are started, and most of what the tests cost was the same impor
 So each process that runs tests has a parent that has imported everything and does nothing else:
 `start` has it fork a child, which then is what `python -m gateway.cli ARGUMENTS` would be. That
 the command starts by itself, `e2e/test_commands.py` sees.
+
+When what runs the tests dies, so does its parent, then who waits for a child, then the child.
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -19,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -36,6 +40,7 @@ _IMPORTED = (
     "sqlalchemy.dialects.sqlite.aiosqlite",
     "uvloop",
 )
+_PR_SET_PDEATHSIG = 1
 
 
 def start(
@@ -195,6 +200,7 @@ def main(requests: socket.socket) -> None:
     """Forks until nobody asks any more. Returns in a child, which then is the command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    parent = os.getpid()
     while True:
         request, fds, _, _ = socket.recv_fds(requests, 1 << 20, 3)
         if not request:
@@ -203,6 +209,7 @@ def main(requests: socket.socket) -> None:
             break
         for fd in fds:
             os.close(fd)
+    _die_with(parent, signal.SIGKILL)
     requests.close()
     status, stdout, stderr = fds
     _wait_for_child(status, others=[stdout, stderr])
@@ -212,16 +219,26 @@ def main(requests: socket.socket) -> None:
 def _wait_for_child(status: int, others: list[int]) -> None:
     """Tells of a child how it ends. Returns in the child."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    waiter = os.getpid()
     pid = os.fork()
     if not pid:
+        _die_with(waiter, signal.SIGTERM)  # in order: it may have a server to end
         os.close(status)
         return
     for fd in others:
         os.close(fd)
-    os.write(status, b"%15d\n" % pid)
-    _, ended = os.waitpid(pid, 0)
-    os.write(status, b"%15d\n" % os.waitstatus_to_exitcode(ended))
+    with suppress(BrokenPipeError):  # who asked is gone
+        os.write(status, b"%15d\n" % pid)
+        _, ended = os.waitpid(pid, 0)
+        os.write(status, b"%15d\n" % os.waitstatus_to_exitcode(ended))
     os._exit(0)
+
+
+def _die_with(parent: int, number: signal.Signals) -> None:
+    """This process gets the signal as soon as its parent is gone, however that went."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _become(request: dict[str, Any], stdout: int, stderr: int) -> None:

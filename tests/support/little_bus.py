@@ -426,7 +426,7 @@ class CountingProbe:
 
     def __init__(self) -> None:
         self.facts: Counter[str] = Counter()
-        self.pushes = 0
+        self.pushes: list[float] = []
         self.deliveries: list[float] = []
         self.durations: list[float] = []
         self.waits: list[tuple[str, float]] = []
@@ -470,17 +470,24 @@ class CountingProbe:
         self.facts[f"messages {role}"] += 1
 
     def pushed(self, delivery_s: float) -> None:
-        self.pushes += 1
+        self.pushes.append(delivery_s)
 
     def tokens(self, output: int, into: int) -> None:
         self.facts["output"] += output
         self.facts["input"] += into
 
     def run_ended(
-        self, kind: str, role: str, code: str, task: str, took_s: float | None, delivery_s: float
+        self,
+        kind: str,
+        role: str,
+        code: str,
+        task: str,
+        took_s: float | None,
+        delivery_s: float | None,
     ) -> None:
         self.facts["runs ended"] += 1
-        self.deliveries.append(delivery_s)
+        if delivery_s is not None:
+            self.deliveries.append(delivery_s)
         if took_s is not None:
             self.waits.append((f"{kind} {task} {code}", took_s))
 

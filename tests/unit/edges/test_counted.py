@@ -162,3 +162,30 @@ async def ask(method: str, path: str) -> list[tuple[str, str, int]]:
 )
 async def test_a_request_is_counted_once_however_it_ends(method, path, fact):
     assert await ask(method, path) == [fact]
+
+
+@pytest.mark.parametrize(
+    ("begun", "end", "status"),
+    [
+        (True, ValueError, 500),
+        (False, ValueError, 500),
+        (True, asyncio.CancelledError, 200),
+        (False, asyncio.CancelledError, 499),
+    ],
+)
+async def test_an_answer_that_breaks_is_a_failure_though_it_has_begun(begun, end, status):
+    """And one that the client does not wait for is none."""
+    served: list[int] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise end
+
+    async def send(_message: Any) -> None:
+        pass
+
+    counted = HttpMetrics(app, served=lambda *each: served.append(each[2]), clock=lambda: 0.0)
+    with pytest.raises(end):
+        await counted({"type": "http", "method": "GET"}, asyncio.Event().wait, send)
+    assert served == [status]

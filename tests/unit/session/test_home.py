@@ -30,7 +30,7 @@ async def test_every_push_is_timed_where_it_comes_home_or_not(world):
     world.bus.append("E")
     world.bus.append("F")
     await world.settle()
-    assert world.probe.pushes == 2
+    assert len(world.probe.pushes) == 2
 
 
 async def test_a_run_that_is_cut_is_told_with_its_agent_for_it_may_have_waited(world):
@@ -309,6 +309,7 @@ async def test_what_passed_while_nobody_was_home_is_counted_by_the_next(world):
     await world.settle()
     assert world.probe.facts["output"] == 111
     assert world.probe.facts["runs ended"] == 1
+    assert world.probe.deliveries == [], "it was delivered long ago, elsewhere"
 
 
 async def test_a_home_that_is_left_is_taken_at_once_by_a_node_with_sockets(world):

@@ -1,10 +1,12 @@
 """The look at the queues: what is over does not wait, and Redis that is away changes nothing."""
 
+from collections.abc import Callable
+
 import pytest
 
 from gateway.session.errors import Unavailable
 from gateway.session.model import RunRef
-from gateway.session.queues import AgentLoad, Queues, Waiting
+from gateway.session.queues import SLICE, AgentLoad, Queues, Waiting
 
 
 class Backend:
@@ -13,6 +15,8 @@ class Backend:
     def __init__(self) -> None:
         self.waiting: dict[str, list[RunRef]] = {}
         self.down = False
+        self.withdrawn: list[int] = []
+        self.meanwhile: Callable[[], None] = lambda: None
         self.seen: list[object] = []
         self.queues = Queues(dispatch=self.dispatch, queues=self, probe=self, report=self.report)
 
@@ -30,8 +34,10 @@ class Backend:
         ]
 
     async def withdraw(self, agent: str, runs: list[RunRef]) -> None:
+        self.meanwhile()
         if self.down:
             raise Unavailable
+        self.withdrawn.append(len(runs))
         self.waiting[agent] = [ref for ref in self.waiting[agent] if ref not in runs]
 
     def queue_seen(self, tenant: str, agent: str, waiting: Waiting) -> None:
@@ -76,3 +82,34 @@ async def test_what_could_not_be_taken_out_is_at_the_next_look():
     backend.down = False
     await backend.queues.look()
     assert backend.seen[-1] == [("demo", 0)]
+
+
+async def test_what_ended_with_many_others_is_taken_out_in_parts_and_each_part_once():
+    """One call for all would hold up everybody whom Redis serves."""
+    backend = Backend()
+    many = [ref(number) for number in range(2 * SLICE + 1)]
+    backend.waiting["demo"] = [*many, ref(-1)]
+    for each in many:
+        backend.queues.over(each, "demo")
+
+    def fail_at_the_second() -> None:
+        backend.down = len(backend.withdrawn) == 1
+
+    backend.meanwhile = fail_at_the_second
+    with pytest.raises(Unavailable):
+        await backend.queues.look()
+    backend.down, backend.meanwhile = False, lambda: None
+    await backend.queues.look()
+    assert backend.withdrawn == [SLICE, SLICE, 1]
+    assert backend.waiting == {"demo": [ref(-1)]}
+
+
+async def test_what_ends_while_others_are_taken_out_is_at_the_next_look():
+    backend = Backend()
+    backend.waiting["demo"] = [ref(1), ref(2)]
+    backend.queues.over(ref(1), "demo")
+    backend.meanwhile = lambda: backend.queues.over(ref(2), "demo")
+    await backend.queues.look()
+    backend.meanwhile = lambda: None
+    await backend.queues.look()
+    assert backend.waiting == {"demo": []}

@@ -29,6 +29,7 @@ def telemetry() -> Telemetry:
 
 def value(telemetry: Telemetry, name: str, labels: dict[str, str]) -> object:
     """What aioprometheus answers; None when it has no such series."""
+    telemetry.refresh()
     try:
         return telemetry.registry.get(PREFIX + name).get(labels)
     except KeyError:
@@ -272,6 +273,17 @@ def test_a_cancel_that_its_agent_did_not_hear_is_no_failed_call():
     assert moved(telemetry, "service_call_failures_total") == {}
 
 
+def test_too_large_is_our_fault_in_a_run_and_the_senders_in_a_frame():
+    telemetry = Telemetry(version="1")
+    telemetry.session("acme", "demo").run_ended("X", "-", "too_large", "run", 1.0, 0.0)
+    telemetry.message_failed("acme", "user", "too_large")
+    labels = {**TENANT, "error_code": "too_large"}
+    assert moved(telemetry, "message_failures_total") == {
+        series("message_failures_total", role="assistant", error_class="server", **labels): 1,
+        series("message_failures_total", role="user", error_class="client", **labels): 1,
+    }
+
+
 def test_who_has_no_principal_fails_for_no_tenant():
     telemetry = Telemetry(version="1")
     telemetry.message_failed("", "system", "forbidden")
@@ -320,14 +332,14 @@ def test_a_delivery_that_another_clock_makes_negative_counts_as_zero(telemetry: 
     assert (seconds["sum"], seconds["count"], seconds[0.001]) == (0, 1, 1)
 
 
-def test_a_push_that_another_clock_makes_early_counts_as_one_that_took_no_time(
-    telemetry: Telemetry,
-):
-    for seconds in (-0.3, 0.2):
-        telemetry.session("acme", "demo").pushed(seconds)
-    took = value(telemetry, "pubsub_delivery_seconds", {})
-    assert isinstance(took, dict)
-    assert (took["sum"], took["count"], took[0.001]) == (0.2, 2, 1)
+def test_a_run_that_is_counted_late_is_a_message_but_no_delivery(telemetry: Telemetry):
+    """How late says how long a node was dead, not how long a client waited."""
+    telemetry.session("acme", "demo").run_ended("F", "assistant", "-", "run", 1, None)
+    labels = TENANT | {"role": "assistant"}
+    assert value(telemetry, "messages_processed_total", labels) == 1
+    seconds = value(telemetry, "message_processing_seconds", labels)
+    assert isinstance(seconds, dict)
+    assert seconds["count"] == 0
 
 
 def test_what_one_event_moves_costs_no_look_up_by_labels(telemetry: Telemetry):
@@ -363,6 +375,19 @@ def test_moves_through_aioprometheus_and_through_handles_add_up():
     assert seconds["sum"] == 102
     with pytest.raises(ValueError, match="only grows"):
         created.inc(-1)
+
+
+def test_past_the_bound_of_pairs_a_tenants_agents_share_other_and_are_counted():
+    """Each has more than a hundred series: 200 tenants with 100 agents would be two millions."""
+    telemetry = Telemetry(version="1", max_pairs=2)
+    for tenant, agent in (("a", "one"), ("b", "one"), ("a", "two"), ("a", "three"), ("a", "one")):
+        telemetry.session(tenant, agent).created()
+    created = "sessions_created_total"
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "one"}) == 2
+    assert value(telemetry, created, {"tenant_id": "b", "agent_id": "one"}) == 1
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "other"}) == 2
+    assert value(telemetry, created, {"tenant_id": "a", "agent_id": "two"}) is None
+    assert value(telemetry, "metric_label_overflow_total", {}) == 2
 
 
 def test_past_the_bound_tenants_and_agents_share_other_and_are_counted():
@@ -430,6 +455,7 @@ def test_counters_histograms_and_build_info_are_never_removed():
     first = series_in(telemetry.render()[0])
     for _ in range(3):
         now += IDLE_S
+        telemetry.journal(JournalState())  # of an old look nothing is shown
         last = series_in(telemetry.render()[0])
     assert first - last == {f'{PREFIX}websocket_connections_active{{tenant_id="acme"}}'}
 
@@ -502,6 +528,33 @@ def test_agents_past_the_bound_share_a_service():
         telemetry.breaker_moved(f"agent:{agent}", 2, 5)
     assert value(telemetry, "circuit_breaker_state", {"service": "agent:other"}) == 2
     assert count(telemetry, "circuit_breaker_state") == 2
+
+
+def test_agents_that_share_a_service_show_the_worst_and_count_each_streak_once():
+    """Each is told of every second: a streak that is counted again and again fires for ever."""
+    telemetry = Telemetry(version="1", max_agents=0)
+    shared = {"service": "agent:other"}
+
+    def shown() -> tuple[object, ...]:
+        return tuple(
+            value(telemetry, name, shared)
+            for name in (
+                "circuit_breaker_state",
+                "service_consecutive_failures",
+                "service_failure_streaks_total",
+            )
+        )
+
+    for _ in range(5):  # whoever is told of last
+        telemetry.breaker_moved("agent:bad", 2, 6)
+        telemetry.breaker_moved("agent:poor", 0, 1)
+        assert shown() == (2, 6, 1)
+    telemetry.breaker_moved("agent:poor", 0, 4)
+    assert shown() == (2, 6, 2)
+    telemetry.breaker_moved("agent:bad", 0, 0)
+    assert shown() == (0, 4, 2)
+    telemetry.breaker_moved("agent:poor", 0, 0)
+    assert shown() == (0, 0, 2)
 
 
 ARCHIVE = {"tenant_id": "_all", "queue": "archive"}

@@ -1,12 +1,15 @@
 """The fleet at a glance: what nodes record of their metrics, and what comes of it together."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
+from gateway.session.archive import JournalState
 from gateway.session.fleet import Others
+from gateway.session.queues import AgentLoad, Waiting
 from gateway.telemetry.console import Console
 from gateway.telemetry.metrics import Telemetry
 from gateway.telemetry.overview import (
@@ -29,6 +32,8 @@ class Clocked:
 
     def __init__(self, node: str = "n1") -> None:
         self.now_ms = 1_000_000
+        self.refresh_fault: Exception | None = None
+        self.reported = asyncio.Queue[Exception]()
         self.telemetry = Telemetry(version="1")
         self.recorder = Recorder(
             self.telemetry.registry,
@@ -37,9 +42,15 @@ class Clocked:
             address=node,
             version="1",
             checks=lambda: {"redis": "ok"},
-            refresh=self.telemetry.refresh,
+            refresh=self.refresh,
             now_ms=lambda: self.now_ms,
+            report=lambda _what, error: self.reported.put_nowait(error),
         )
+
+    def refresh(self) -> None:
+        if self.refresh_fault is not None:
+            raise self.refresh_fault
+        self.telemetry.refresh()
 
     async def pass_slots(self, count: int = 1) -> None:
         self.now_ms += 2000 * count
@@ -67,6 +78,21 @@ async def test_what_came_in_a_slot_stands_in_it() -> None:
     assert {len(plot) for plot in seen.plots.values()} == {SLOTS}
 
 
+async def test_a_record_that_fails_ends_nothing() -> None:
+    """It is a task of the node's group, which a fault would end; the next one is made."""
+    node = Clocked()
+    node.refresh_fault = fault = OSError(24, "Too many open files")
+    node.now_ms = 1_001_999  # a slot ends within a millisecond
+    async with asyncio.TaskGroup() as group:
+        recording = group.create_task(node.recorder.run())
+        assert [await node.reported.get(), await node.reported.get()] == [fault, fault]
+        node.refresh_fault = None
+        node.now_ms += 2000
+        while node.recorder.summary().slot != 500:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        recording.cancel()
+
+
 async def test_gauges_are_as_of_now_and_plots_as_of_the_slot() -> None:
     node = Clocked()
     node.telemetry.connection_opened("acme")
@@ -78,6 +104,21 @@ async def test_gauges_are_as_of_now_and_plots_as_of_the_slot() -> None:
     assert list(seen.sessions.items()) == [("beta", 2), ("acme", 1)], "the largest first"
     await node.pass_slots(2)
     assert node.overview().plots["connections"][-3:] == [0, 1, 1]
+
+
+async def test_what_waits_is_counted_over_all_queues_also_those_not_shown() -> None:
+    """And a queue that is shown has its own lag, however many others wait for longer."""
+    node = Clocked()
+    now_ms = int(time.time() * 1000)
+    few_but_old = {f"old-{n}": Waiting(3, now_ms - 900_000) for n in range(120)}
+    many_but_new = {f"new-{n}": Waiting(9, now_ms - 60_000) for n in range(60)}
+    node.telemetry.queues.agents_seen([AgentLoad("demo", 1, 8, 8, few_but_old | many_but_new)])
+    node.telemetry.journal(JournalState(entries=7))
+    seen = node.overview()
+    assert [(row.agent, row.waiting) for row in seen.agents] == [("demo", 900)]
+    assert len(seen.queues) == 50
+    assert {queue.depth for queue in seen.queues} == {9}
+    assert all(60 <= queue.lag_s < 900 for queue in seen.queues)
 
 
 async def test_latencies_are_of_the_last_five_minutes() -> None:
@@ -130,7 +171,7 @@ def test_what_counts_once_is_added_and_what_all_see_alike_is_not() -> None:
         capacity=100,
         sessions={"acme": 3},
         plots={"tokens": [1, 2, 3]},
-        agents={"demo": Agent(workers=2, busy=1, free=7, breaker=0)},
+        agents={"demo": Agent(workers=2, busy=1, free=7, waiting=5, breaker=0)},
         queues=[Queue("acme", "demo", 5, 1.5)],
         services={"redis": Service(0, 0)},
         latencies={"accepted": buckets},
@@ -144,7 +185,7 @@ def test_what_counts_once_is_added_and_what_all_see_alike_is_not() -> None:
         capacity=100,
         sessions={"acme": 1, "beta": 1},
         plots={"tokens": [10, 20]},
-        agents={"demo": Agent(workers=2, busy=2, free=6, breaker=2, failures=9)},
+        agents={"demo": Agent(workers=2, busy=2, free=6, waiting=4, breaker=2, failures=9)},
         queues=[Queue("acme", "demo", 4, 2.5), Queue("_all", "archive", 1)],
         services={"redis": Service(2, 8)},
         latencies={"accepted": buckets, "delivered": [1]},

@@ -3,7 +3,9 @@
 import time
 
 import pytest
+from support.little_bus import ManualClock
 
+from gateway.session.archive import JournalState
 from gateway.session.queues import AgentLoad, QueueProbe, Waiting
 from gateway.telemetry.catalogue import PREFIX
 from gateway.telemetry.metrics import Telemetry
@@ -12,8 +14,13 @@ LABELS = {"tenant_id": "acme", "queue": "demo"}
 
 
 @pytest.fixture
-def telemetry() -> Telemetry:
-    return Telemetry(version="1", max_tenants=2, max_agents=2)
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def telemetry(clock: ManualClock) -> Telemetry:
+    return Telemetry(version="1", max_tenants=2, max_agents=2, clock=clock)
 
 
 def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
@@ -66,6 +73,57 @@ def test_a_look_shows_all_and_ends_what_is_gone(telemetry: Telemetry):
     assert value(telemetry, "agent_slots", agent_id="demo", state="busy") == 5
     assert value(telemetry, "agent_slots", agent_id="demo", state="free") == 11
     assert value(telemetry, "agent_workers", agent_id="idle") == 0, "an alert needs the zero"
+
+
+def test_an_agent_that_nobody_lists_any_more_has_no_workers(telemetry: Telemetry):
+    """Redis came back empty, and its workers did not: the alert needs the zero."""
+    telemetry.queues.agents_seen([AgentLoad("demo", 1, 8, 3, {})])
+    telemetry.queues.agents_seen([])
+    assert value(telemetry, "agent_workers", agent_id="demo") == 0
+    assert value(telemetry, "agent_slots", agent_id="demo", state="busy") == 0
+    assert value(telemetry, "agent_slots", agent_id="demo", state="free") == 0
+
+
+SHARED = (
+    *("agent_workers", "agent_slots", "queue_depth", "queue_lag_seconds"),
+    *("archive_journal_fill", "archive_dead_letters"),
+)
+
+
+def shared(telemetry: Telemetry) -> set[str]:
+    """Which of the shared metrics have a value in the exposition."""
+    lines = telemetry.render()[0].decode().splitlines()
+    return {
+        name
+        for name in SHARED
+        if any(PREFIX + name in line[:60] for line in lines if line[0] != "#")
+    }
+
+
+def test_a_node_that_can_look_no_more_is_silent_about_what_all_share(
+    telemetry: Telemetry, clock: ManualClock
+):
+    """Else the maximum over the nodes is for ever what one saw before it was cut off: workers that
+    are gone, a journal that is full no more."""
+    load = AgentLoad("demo", 1, 8, 3, {"acme": Waiting(2, ago_ms(60))})
+    telemetry.queues.agents_seen([load])
+    telemetry.journal(JournalState(entries=5, oldest_ms=ago_ms(9), fill=0.9, dead=1))
+    clock.now += 19
+    assert shared(telemetry) == set(SHARED), "a few looks may fail"
+    clock.now += 2
+    telemetry.journal(JournalState(entries=5, oldest_ms=ago_ms(9), fill=0.9, dead=1))
+    archive = {"tenant_id": "_all", "queue": "archive"}
+    telemetry.refresh()
+    assert value(telemetry, "queue_depth", **LABELS) is None
+    assert value(telemetry, "queue_depth", **archive) == 5
+    clock.now += 21
+    assert shared(telemetry) == set()
+    telemetry.queues.agents_seen([load])
+    telemetry.journal(JournalState())
+    assert shared(telemetry) == set(SHARED), "it looks again"
+    assert value(telemetry, "agent_workers", agent_id="demo") == 1
+    assert value(telemetry, "queue_depth", **LABELS) == 2
+    assert value(telemetry, "archive_journal_fill") == 0
 
 
 def test_what_shares_a_label_value_adds_up(telemetry: Telemetry):
