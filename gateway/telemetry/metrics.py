@@ -24,6 +24,7 @@ from gateway.session.probe import AuthFailure, SessionProbe
 from gateway.telemetry import catalogue
 from gateway.telemetry.edges import HttpMetrics, SocketMetrics
 from gateway.telemetry.exposition import CONTENT_TYPE, TextFormatter
+from gateway.telemetry.failures import SERVERS
 from gateway.telemetry.handles import BoundCounter, Series
 from gateway.telemetry.logs import Logs
 from gateway.telemetry.process import ProcessMetrics
@@ -38,6 +39,9 @@ MOST_PAIRS = 2000
 
 LOST_QUIET_S = 10.0
 """One line says that Redis lost writes, however many sessions it concerns."""
+
+REFUSAL_QUIET_S = 1.0
+"""One line in this time says that a tenant's messages are refused by our fault, by code."""
 
 STREAK = 4
 """So many failures in a row are a streak: more than three."""
@@ -88,6 +92,7 @@ class Telemetry:
         self._outbound = self._series.gauge(catalogue.OUTBOUND_BUFFER_BYTES)
         self._lost = self._series.counter(catalogue.REDIS_WRITES_LOST_TOTAL)
         self._lost_said_at = float("-inf")
+        self._refusals: dict[tuple[str, str], tuple[float, int]] = {}
         self._gaps = self._series.counter(catalogue.PUBSUB_GAPS_TOTAL)
         self._repaired = self._series.counter(catalogue.PUBSUB_REPAIRED_EVENTS_TOTAL)
         self._series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
@@ -121,6 +126,20 @@ class Telemetry:
             self._of_tenant(self._tenants.admit(tenant)).failures.failed(role, code)
         else:
             self._of_nobody.failed(role, code)
+        if code in SERVERS:
+            self._say_refused(tenant, code)
+
+    def _say_refused(self, tenant: str, code: str) -> None:
+        """One line a second for each tenant and code, with how many were not said before."""
+        key = self._tenants.find(tenant) if tenant else catalogue.NO_TENANT, code
+        now = time.monotonic()
+        said_at, unsaid = self._refusals.get(key, (float("-inf"), 0))
+        if now - said_at < REFUSAL_QUIET_S:
+            self._refusals[key] = said_at, unsaid + 1
+            return
+        self._refusals[key] = now, 0
+        with log_context(tenant_id=tenant or None):
+            logger.bind(code=str(code), suppressed=unsaid).warning("a message was refused")
 
     def run_forced(self, ref: RunRef, code: str) -> None:
         """This node ended a run whose deadline had passed."""

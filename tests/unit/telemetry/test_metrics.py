@@ -13,7 +13,7 @@ from gateway.session.breaker import Breaker
 from gateway.session.context import current_ids
 from gateway.session.model import RunRef
 from gateway.session.probe import Probe
-from gateway.telemetry import catalogue
+from gateway.telemetry import catalogue, metrics
 from gateway.telemetry.catalogue import PREFIX
 from gateway.telemetry.handles import IDLE_S, Series
 from gateway.telemetry.metrics import Telemetry
@@ -477,6 +477,28 @@ def test_a_streak_is_counted_once_and_from_four_failures_on():
     telemetry.breaker_moved("agent:demo", 0, 4)
     assert value(telemetry, "service_failure_streaks_total", service) == 2
     assert value(telemetry, "circuit_breaker_state", service) == 0
+
+
+def test_a_refusal_by_our_fault_is_a_line_and_a_flood_of_them_is_not_many(monkeypatch):
+    monkeypatch.setattr(metrics, "REFUSAL_QUIET_S", 1000.0)
+    telemetry = Telemetry(version="1")
+    lines: list[tuple[str | None, Any]] = []
+    sink = logger.add(lambda it: lines.append((current_ids().tenant_id, it.record["extra"])))
+    try:
+        for _ in range(4):
+            telemetry.message_failed("acme", "user", "unavailable")
+        telemetry.message_failed("globex", "user", "unavailable")
+        telemetry.message_failed("acme", "user", "busy")
+        monkeypatch.setattr(metrics, "REFUSAL_QUIET_S", 0.0)
+        telemetry.message_failed("acme", "user", "unavailable")
+    finally:
+        logger.remove(sink)
+    found = [(tenant, extra["code"], extra["suppressed"]) for tenant, extra in lines]
+    assert found == [
+        ("acme", "unavailable", 0),
+        ("globex", "unavailable", 0),
+        ("acme", "unavailable", 3),
+    ]
 
 
 def test_readiness_is_shown_with_what_it_is_made_of():
