@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -93,7 +94,7 @@ class Node:
             logs=current_logs(),
         )
         telemetry.follow("redis", bus.scripts.breaker)
-        telemetry.follow("database", archive.database.breaker)
+        archive.database.watch(partial(telemetry.breaker_moved, "database"))
         bus.scripts.calls = telemetry.service("redis")
         archive.database.calls = telemetry.service("database")
         self._wheel = Wheel(time.monotonic, report)
@@ -197,6 +198,7 @@ class Node:
             checks=lambda: self._readiness.checks,
             refresh=self._refresh_shown,
             now_ms=now_ms,
+            report=report,
         )
         self._fleet = Fleet(
             announcements=bus.announcements,
@@ -247,7 +249,7 @@ class Node:
             self._archive.retention.run(),
             self._wheel.run(),
             self._readiness.run(),
-            self.telemetry.watch_loop(),
+            self.telemetry.watch_loop(report),
             self._recorder.run(),
             self._fleet.run(),
         ]

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from gateway.client.link import is_loopback
 from gateway.session.errors import CannotStart
-from gateway.telemetry.overview import SHOWN, AgentRow, NodeRow, Overview
+from gateway.telemetry.overview import ILL, SHOWN, AgentRow, NodeRow, Overview, Service
 
 EVERY_S = 2.0
 _TIMEOUT_S = 5.0
@@ -102,7 +102,7 @@ def _plain(seen: Overview) -> Iterator[tuple[str, float | str]]:
         for percentile, value in (("p50", it.p50), ("p95", it.p95), ("p99", it.p99)):
             yield f"latency.{name}.{percentile}", "-" if value is None else value
     for name, service in seen.services.items():
-        yield f"service.{name}", _BREAKERS[service.breaker]
+        yield f"service.{name}", _service_state(service)
     for agent in seen.agents:
         name = f"agent.{agent.agent}"
         yield f"{name}.workers", agent.workers
@@ -194,6 +194,12 @@ def _nodes(seen: Overview) -> Table:
         size = (it.connections, it.active, f"{it.cpu:.0%}", it.memory_bytes // 2**20)
         _row(table, it.node[-8:], it.url, _node_state(it), *size, _time(it.up_s), it.version)
     return table
+
+
+def _service_state(service: Service) -> str:
+    """One whose reading works may be ill with a closed breaker: no write has succeeded since."""
+    ill = not service.breaker and service.failures >= ILL
+    return "ill" if ill else _BREAKERS[service.breaker]
 
 
 def _agent_state(agent: AgentRow) -> str:

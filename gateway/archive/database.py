@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Database:
     Attributes:
         where: the setting or the file, for messages; a password is masked.
         breaker: opened by a streak of calls that the database did not answer.
+        writes_failed: in a row, whatever was read meanwhile: reading works while the disk is full,
+            the file is locked or a standby serves. What it will never take is no failure of it.
         calls: told of each call.
     """
 
@@ -68,6 +70,8 @@ class Database:
             most_s=_PAUSE_S,
             probe_s=_PROBE_S,
         )
+        self.writes_failed = 0
+        self._tell: Callable[[], None] = lambda: None
         self.calls: ServiceProbe = UNHEARD
         self._refusal = ""
         self._refused_at = 0.0
@@ -76,6 +80,19 @@ class Database:
     async def close(self) -> None:
         """Closes all connections."""
         await self._engine.dispose()
+
+    @property
+    def failures(self) -> int:
+        """How many calls, or how many writes, failed in a row."""
+        return max(self.breaker.failures, self.writes_failed)
+
+    def watch(self, listener: Callable[[BreakerState, int], None]) -> None:
+        """`listener` is told the breaker's state and `failures`: now, and when they may have
+        changed.
+        """
+        self._tell = lambda: listener(self.breaker.state, self.failures)
+        self.breaker.watch(lambda _: self._tell())
+        self._tell()
 
     @asynccontextmanager
     async def reading(self, tenant: str = "") -> AsyncGenerator[AsyncConnection]:
@@ -99,7 +116,6 @@ class Database:
         async with self._asking(_WRITE_TIMEOUT_S, tenant, writes=True) as connection:
             await _bound(connection)
             yield connection
-        self._refusal = ""
 
     @asynccontextmanager
     async def migrating(self) -> AsyncGenerator[AsyncConnection]:
@@ -133,7 +149,6 @@ class Database:
                 raise HistoryAway(self._refusal)
             async with self._asking(_CHECK_TIMEOUT_S, writes=True) as connection:
                 await connection.execute(_TOUCH)
-            self._refusal = ""
 
     @asynccontextmanager
     async def _asking(
@@ -179,7 +194,7 @@ class Database:
         except BaseException:
             breaker.release()
             raise
-        self._answered()
+        self._answered(wrote=writes)
         self.calls.called(tenant, operation, time.perf_counter() - began)
 
     def _note(self, fault: Fault, *, writes: bool) -> None:
@@ -189,6 +204,8 @@ class Database:
                     "history cannot be written; it waits in Redis"
                 )
             self._refusal, self._refused_at = fault.why, time.monotonic()
+        if writes and not fault.for_ever:
+            self._count_write(self.writes_failed + 1)
         if fault.answered:
             self._answered()
             return
@@ -198,7 +215,15 @@ class Database:
         if was is BreakerState.CLOSED and self.breaker.state is BreakerState.OPEN:
             self._log.bind(error=fault.why).warning("the database does not answer")
 
-    def _answered(self) -> None:
+    def _count_write(self, failed: int) -> None:
+        if failed != self.writes_failed:
+            self.writes_failed = failed
+            self._tell()
+
+    def _answered(self, *, wrote: bool = False) -> None:
+        if wrote:
+            self._refusal = ""
+            self._count_write(0)
         if self.breaker.state is not BreakerState.CLOSED:
             self._log.info("the database answers again")
         self.breaker.succeed()

@@ -26,6 +26,7 @@ from gateway.session.limits import TokenBucket
 from gateway.session.model import Role, SessionView
 from gateway.session.outbox import Outbox
 from gateway.session.probe import Outcome
+from gateway.session.tracing import valid_traceparent
 from gateway.session.wheel import Timer
 from protocol.codec import ProtocolError, decode_client, encode
 from protocol.codes import CloseCode, ErrorCode
@@ -229,7 +230,8 @@ class Connection:
             case Ping():
                 self._outbox.put(encode(Pong(frame.t)))
             case Open():
-                within = frame.traceparent or self._headers.get("traceparent", "")
+                header = self._headers.get("traceparent", "")
+                within = valid_traceparent(frame.traceparent or "") or valid_traceparent(header)
                 with self._edge.tracer.connecting(within) as span:
                     self._traceparent = span.traceparent
                     await self._open(frame, started)

@@ -102,6 +102,7 @@ class Feed:
         epoch, last_seq: the last event that passed.
         attachments: the sockets of this node that follow it.
         runs: runs that are not over, as far as this node knows.
+        unheard: runs that are not among them any more, though their end has not passed.
         fresh: this node made the session, and has not counted that yet.
         home: True while this node counts the session.
         home_node: who does, when last heard.
@@ -139,6 +140,7 @@ class Feed:
         self.last_seq = view.cursor.seq
         self.attachments: set[Attachment] = set()
         self.runs = {run.run_id for run in view.runs}
+        self.unheard: set[str] = set()
         self.fresh = view.made_here
         self.home = False
         self.home_node = view.home
@@ -201,7 +203,8 @@ class Feed:
         if isinstance(pushed, list):
             for entry in pushed:
                 self._offer(entry)
-            self.probe.pushed((self._now_ms() - pushed[-1].ts_ms) / 1000)
+            took_ms = self._now_ms() - pushed[-1].ts_ms
+            self.probe.pushed(took_ms / 1000 if took_ms > 0 else 0.0)
         elif pushed.name == "home":
             if self.attachments:  # where nobody has any, an open run's due time finds a home
                 self.ask_home()
@@ -247,7 +250,7 @@ class Feed:
         self.uncounted = None
         self._last_ms = 0
         self.doubtful = False
-        self.runs.clear()
+        self.set_runs(())
         self._ahead.clear()
         self._ahead_bytes = 0
         for attachment in self.attachments:
@@ -305,6 +308,7 @@ class Feed:
             self.expect(entry.run_id)
         elif entry.kind in TERMINAL_KINDS:
             self.runs.discard(entry.run_id)
+            self.unheard.discard(entry.run_id)
             for attachment in self.attachments:
                 if attachment.on_run_end is not None:
                     attachment.on_run_end()
@@ -318,16 +322,20 @@ class Feed:
             self._on_busy(self)
         self.runs.add(run_id)
 
-    def hear_runs(self, run_ids: Iterable[str]) -> None:
-        """The runs that are not over, as the bus says of the very event that passed last here."""
-        found = set(run_ids)
-        if self.runs - found:
-            self.look()  # they are over, or lost; the log's reader asks which
-        self.set_runs(self.runs | found)
+    def hear(self, view: SessionView) -> None:
+        """Takes note of how far the log is, and of the runs, as the bus has just answered it."""
+        if view.cursor.epoch == self.epoch and view.cursor.seq < self.last_seq:
+            return  # it is older than what has passed
+        found = {run.run_id for run in view.runs}
+        if view.cursor != self.cursor or self.runs - found:
+            self.look()  # what is gone is over, or lost; the log's reader asks which
+        if view.cursor.epoch == self.epoch:
+            self.set_runs(self.runs | found)
 
     def set_runs(self, run_ids: Iterable[str]) -> None:
         """The runs that are not over, as the bus says."""
         old, self.runs = self.runs, set(run_ids)
+        self.unheard |= old - self.runs
         if self.runs and not old:
             self._on_busy(self)
 
@@ -381,7 +389,7 @@ class Feed:
 
     def finish(self, code: int) -> None:
         """Closes every socket; after the end of a session one that pulls reads to the end first."""
-        self.runs.clear()
+        self.set_runs(())
         for attachment in self.attachments:
             if not attachment.outbox.pulling or code != CloseCode.SESSION_ENDED:
                 attachment.outbox.finish(code)

@@ -42,6 +42,7 @@ class Fleet:
         self._announcements = announcements
         self._own = {node: address}
         self._summary = summary
+        self._said = b""
         self._clock = clock
         self._report = report
         self._interval_s = interval_s
@@ -63,11 +64,17 @@ class Fleet:
     async def announce(self) -> None:
         """Says it once, and learns where the others are.
 
+        A node that cannot say how it does says where it is, and what it said before.
+
         Raises:
             Unavailable: Redis does not answer.
         """
         [(node, address)] = self._own.items()
-        known = await self._announcements.announce(node, address, self._summary())
+        try:
+            self._said = self._summary()
+        except Exception as error:  # noqa: BLE001 - who scrapes it must find it all the same
+            self._report("the node could not be summed up", error)
+        known = await self._announcements.announce(node, address, self._said)
         self.addresses = {**known, **self._own}
 
     async def ask(self) -> Others:

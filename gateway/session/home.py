@@ -172,7 +172,7 @@ class Homes:
             if refused.code == ErrorCode.SESSION_ENDED:
                 feed.over = True  # its last run may still be ending
             else:
-                feed.runs.clear()
+                feed.set_runs(())
             feed.look()
             return None
 

@@ -142,10 +142,8 @@ class Hub:
             self._checks.begin(feed)
             # Usually a socket follows at once. Where none does, a home follows its session alone.
             self._wheel.after(self._times.retry_s, lambda: self._enqueue(feed))
-        elif view.cursor.epoch != feed.epoch or view.cursor.seq > feed.last_seq:
-            feed.look()
-        elif view.cursor.seq == feed.last_seq:
-            feed.hear_runs(run.run_id for run in view.runs)
+        else:
+            feed.hear(view)
         self._homes.adopt(feed, view)
         return feed
 
@@ -314,6 +312,9 @@ class Hub:
                 self._enqueue(feed)
             else:
                 self._forget(feed)
+        if not (feed.wanted and (feed.stale or feed.verify_home)):  # or it may turn out otherwise
+            self._tracer.runs_lost(feed.unheard - feed.runs)
+            feed.unheard.clear()
 
     def _forget(self, feed: Feed) -> None:
         del self._feeds[feed.key]
@@ -359,7 +360,7 @@ class Hub:
             feed.verify_home = True  # which of its runs survived, the same answer tells
             self._enqueue(feed)
             return True
-        feed.runs.difference_update(page.over)
+        feed.set_runs(feed.runs.difference(page.over))
         self._probe.pubsub_repaired(feed.absorb(page.entries))
         if feed.last_seq >= page.last_seq:
             feed.ended = page.ended  # the push that says so may be lost

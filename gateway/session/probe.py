@@ -107,8 +107,8 @@ class SessionProbe(Protocol):
         """A frame with reported tokens passed."""
         ...
 
-    def pushed(self, delivery_s: float) -> None:
-        """A push came, so long after it was published: by two clocks, so perhaps before that."""
+    def pushed(self, delivery_s: float, /) -> None:
+        """A push came, so long after it was published."""
         ...
 
     def opened(self, outcome: Outcome, seconds: float) -> None:

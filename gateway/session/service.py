@@ -28,7 +28,7 @@ from gateway.session.model import (
     SessionView,
 )
 from gateway.session.ports import Directory, Dispatcher, Sessions
-from gateway.session.tracing import UNTRACED, Tracer
+from gateway.session.tracing import UNTRACED, Tracer, valid_traceparent
 from protocol.codes import ErrorCode
 from protocol.events import ResumeEntry
 from protocol.frames import Ack, Answer, Cancel, Close, Cursor, Message, OnDetach, ToolResult
@@ -273,12 +273,17 @@ class SessionService:
     async def _accept(
         self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult, connection: str
     ) -> Ack:
+        within = valid_traceparent(new.traceparent)
         with self._tracer.accepting(
-            view.key, view.agent, new.run_id, traceparent=new.traceparent, connection=connection
+            view.key, view.agent, new.run_id, traceparent=within, connection=connection
         ) as span:
             ack = await self._put(view, replace(new, traceparent=span.traceparent))
-            if ack.run_id == new.run_id and ack.status != "duplicate":
+            if ack.run_id == new.run_id:  # a duplicate as well, where the bus had to repeat it
                 span.accepted()
+            else:
+                span.made_none(
+                    "duplicate" if ack.status == "duplicate" else "none", ack.run_id or ""
+                )
             return ack
 
     async def _put(self, view: SessionView, new: NewMessage | NewAnswer | NewToolResult) -> Ack:

@@ -6,13 +6,31 @@ leaves the process, in a record that crosses Redis or in a header, its `tracepar
 Context) names it. Nothing is traced on the path of an event.
 """
 
-from collections.abc import MutableMapping
+import re
+from collections.abc import Iterable, MutableMapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from gateway.session.model import AgentInfo, Claim, SessionKey
 
 Fact = str | int | float | bool
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?",
+    re.DOTALL,
+)
+
+
+def valid_traceparent(text: str) -> str:
+    """A `traceparent` that came from outside, in the form of W3C Trace Context's version 00.
+
+    Empty when it has no such form. Whatever takes one from a client asks here, for it becomes a
+    header of others' requests.
+    """
+    found = _TRACEPARENT.fullmatch(text)
+    if found is None or (found[1] == "00" and found[3] is not None):
+        return ""
+    return f"00-{found[2]}"  # of a later version, as much as this one knows
 
 
 class Span(Protocol):
@@ -48,6 +66,10 @@ class Accepting(Span, Protocol):
         """It has made its run, whose span goes on until `Tracer.run_ended`."""
         ...
 
+    def made_none(self, status: str, run_id: str) -> None:
+        """It has made no run; `run_id` is the one that is known by it, if any."""
+        ...
+
 
 class CallTracer(Protocol):
     """Traces what a dependency is asked."""
@@ -81,6 +103,10 @@ class Tracer(CallTracer, Protocol):
         """A run's terminal event passed; `kind` and `code` as in `entry`."""
         ...
 
+    def runs_lost(self, run_ids: Iterable[str]) -> None:
+        """Their terminal events will not pass here: Redis lost them, or what came before them."""
+        ...
+
     def tell(self, **facts: Fact | None) -> None:
         """Of the current span."""
         ...
@@ -103,7 +129,7 @@ class ProcessTracer(Tracer, AgentTracer, Protocol):
 
 
 class _NoSpan:
-    """Nothing is traced: what came with a `traceparent` passes it on as it is."""
+    """Nothing is traced: what came with a valid `traceparent` passes it on as it is."""
 
     __slots__ = ("traceparent",)
 
@@ -115,6 +141,8 @@ class _NoSpan:
     def fail(self, error_type: str) -> None: ...
 
     def accepted(self) -> None: ...
+
+    def made_none(self, status: str, run_id: str) -> None: ...
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +176,8 @@ class _Untraced:
         return _NoSpan(traceparent)
 
     def run_ended(self, run_id: str, kind: str, code: str) -> None: ...
+
+    def runs_lost(self, run_ids: Iterable[str]) -> None: ...
 
     def tell(self, **facts: Fact | None) -> None: ...
 

@@ -276,7 +276,8 @@ CIRCUIT_BREAKER_STATE = Gauge(
 )
 SERVICE_CONSECUTIVE_FAILURES = Gauge(
     "service_consecutive_failures",
-    "Calls of a service, or runs of an agent (of one tenant, the most), that failed in a row.",
+    "Calls of a service, or runs of an agent (of one tenant, the most), that failed in a row; of "
+    "the database also writes, whatever was read meanwhile.",
     ("service",),
 )
 SERVICE_FAILURE_STREAKS_TOTAL = Counter(
@@ -318,7 +319,7 @@ METRIC_LABEL_OVERFLOW_TOTAL = Counter(
 )
 EVENT_LOOP_LAG_SECONDS = Histogram(
     "event_loop_lag_seconds",
-    "How late the event loop was, looked at ten times a second.",
+    "How late the event loop was at each tenth of a second, also at those that a stall covered.",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 LOG_MESSAGES_TOTAL = Counter("log_messages_total", "Log lines by level.", ("level",))

@@ -2,7 +2,7 @@
 
 from gateway.session.probe import Disconnect, Handshake
 from gateway.telemetry import catalogue
-from gateway.telemetry.handles import BoundCounter, BoundHistogram, Series
+from gateway.telemetry.handles import BoundCounter, BoundCounterPair, BoundHistogram, Series
 
 OTHER = "other"
 
@@ -20,11 +20,12 @@ class SocketMetrics:
             for result in catalogue.HANDSHAKES
         }
         self._disconnects: dict[tuple[str, str], BoundCounter] = {}
-        self._frames_in, self._frames_out = (
-            series.counter(catalogue.WEBSOCKET_FRAMES_TOTAL, way) for way in ("in", "out")
-        )
-        self._bytes_in, self._bytes_out = (
-            series.counter(catalogue.WEBSOCKET_BYTES_TOTAL, way) for way in ("in", "out")
+        self._received, self._sent = (
+            BoundCounterPair(
+                series.counter(catalogue.WEBSOCKET_FRAMES_TOTAL, way),
+                series.counter(catalogue.WEBSOCKET_BYTES_TOTAL, way),
+            )
+            for way in ("in", "out")
         )
         self._limited = series.counter(catalogue.RATE_LIMITED_TOTAL, "connection")
 
@@ -51,13 +52,11 @@ class SocketMetrics:
 
     def frame_received(self, size_bytes: int) -> None:
         """A data frame came."""
-        self._frames_in.inc()
-        self._bytes_in.inc(size_bytes)
+        self._received.inc(1, size_bytes)
 
     def frames_sent(self, count: int, size_bytes: int) -> None:
         """So many data frames were handed to a socket."""
-        self._frames_out.inc(count)
-        self._bytes_out.inc(size_bytes)
+        self._sent.inc(count, size_bytes)
 
     def rate_limited(self) -> None:
         """A frame came too early."""

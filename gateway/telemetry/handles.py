@@ -52,10 +52,31 @@ class BoundCounter:
         except KeyError:  # shown only once it has moved
             self._store[self._key] = amount
 
+    @property
+    def series(self) -> tuple[Store, object]:
+        """Where its value stands."""
+        return self._store, self._key
+
     def reach(self, total: float) -> None:
         """Takes over a count that is kept elsewhere; one that is less changes nothing."""
         store, key = self._store, self._key
         store[key] = max(total, store.get(key, 0))
+
+
+class BoundCounterPair:
+    """Two counters that one fact moves on the path of a frame: at half the cost of two handles."""
+
+    __slots__ = ("_first", "_first_key", "_second", "_second_key")
+
+    def __init__(self, first: BoundCounter, second: BoundCounter) -> None:
+        """Both are shown from zero on, and move by what is never negative."""
+        self._first, self._first_key = first.series
+        self._second, self._second_key = second.series
+
+    def inc(self, first: int, second: int) -> None:
+        """Adds to either."""
+        self._first[self._first_key] += first
+        self._second[self._second_key] += second
 
 
 class BoundGauge:

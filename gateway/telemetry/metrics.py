@@ -152,9 +152,9 @@ class Telemetry:
             reconnects={"commands": reconnects, "pubsub": subscriber_reconnects},
         )
 
-    async def watch_loop(self) -> None:
+    async def watch_loop(self, report: Callable[[str, Exception], None]) -> None:
         """Looks how late the event loop is, until cancelled."""
-        await self._process.watch_loop()
+        await self._process.watch_loop(report)
 
     def session(self, tenant: str, agent: str) -> SessionProbe:
         """Handles bound to one tenant and agent; sessions of the same two share them."""
@@ -190,13 +190,14 @@ class Telemetry:
     def breaker_moved(self, service: str, state: int, failures: int) -> None:
         """A service's breaker (0 closed, 1 half-open, 2 open), or its failures in a row, moved."""
         kind, _, agent = service.partition(":")
-        self._of_service(f"{kind}:{self._agents.find(agent)}" if agent else kind).moved(
-            state, failures
-        )
+        label = f"{kind}:{self._agents.find(agent)}" if agent else kind
+        self._of_service(label).moved(service, state, failures)
 
     def refresh(self) -> None:
         """Brings up to date what is not moved inline; to be called before somebody looks."""
         self._series.remove_idle()
+        for service in self._by_service.values():
+            service.refresh()
         self._archive.refresh()
         self.queues.refresh()
         self._process.refresh()
@@ -230,23 +231,33 @@ class Telemetry:
 
 
 class _ServiceMetrics:
-    """The series of one service."""
+    """The series of one service, or of all agents that share a label value: the worst is shown."""
 
-    __slots__ = ("_failures", "_seen", "_state", "_streaks")
+    __slots__ = ("_failures", "_ill", "_moved", "_state", "_streaks")
 
-    def __init__(self, series: Series, service: str) -> None:
-        self._state = series.gauge(catalogue.CIRCUIT_BREAKER_STATE, service)
-        self._failures = series.gauge(catalogue.SERVICE_CONSECUTIVE_FAILURES, service)
-        self._streaks = series.counter(catalogue.SERVICE_FAILURE_STREAKS_TOTAL, service)
-        self._seen = 0
+    def __init__(self, series: Series, label: str) -> None:
+        self._state = series.gauge(catalogue.CIRCUIT_BREAKER_STATE, label)
+        self._failures = series.gauge(catalogue.SERVICE_CONSECUTIVE_FAILURES, label)
+        self._streaks = series.counter(catalogue.SERVICE_FAILURE_STREAKS_TOTAL, label)
+        # State and failures of those that are not well: no more than have a breaker.
+        self._ill: dict[str, tuple[int, int]] = {}
+        self._moved = False
 
-    def moved(self, state: int, failures: int) -> None:
-        """What it is now."""
-        self._state.set(int(state))
-        self._failures.set(failures)
-        if self._seen < STREAK <= failures:
+    def moved(self, service: str, state: int, failures: int) -> None:
+        """What it is now. All that are ill tell it each second: the worst is looked for later."""
+        _, before = self._ill.pop(service, (0, 0))
+        if before < STREAK <= failures:
             self._streaks.inc()
-        self._seen = failures
+        if state or failures:
+            self._ill[service] = int(state), failures
+        self._moved = True
+
+    def refresh(self) -> None:
+        """Shows the worst."""
+        if self._moved:
+            self._moved = False
+            self._state.set(max((state for state, _ in self._ill.values()), default=0))
+            self._failures.set(max((failures for _, failures in self._ill.values()), default=0))
 
 
 class _ArchiveMetrics:

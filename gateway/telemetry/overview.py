@@ -37,6 +37,11 @@ _SLOTS_OF_A_RATE = 10 // SLOT_S
 _LATE_SLOTS = 5
 """A node whose last word is older has no say in where a plot ends."""
 
+ILL = 2
+"""So many failures in a row make a service ill, as they do for readiness; its breaker may be closed
+all the same, as that of a database which is read and cannot be written.
+"""
+
 MOST_ROWS = 50
 """Tenants and queues that are shown, the largest; the sums are over all."""
 

@@ -51,6 +51,7 @@ class Recorder:
         checks: Callable[[], Mapping[str, str]],
         refresh: Callable[[], None],
         now_ms: Callable[[], int],
+        report: Callable[[str, Exception], None],
     ) -> None:
         """`url` is for clients, `address` shows the metrics, `checks` are those of readiness.
 
@@ -60,6 +61,7 @@ class Recorder:
         self._checks = checks
         self._refresh = refresh
         self._now_ms = now_ms
+        self._report = report
         self.address = address
         self._own = Summary(node, url=url, metrics=address, version=version, started_ms=now_ms())
         self._slot = self._slot_now() - 1
@@ -75,7 +77,10 @@ class Recorder:
         """Records until it is cancelled."""
         while True:
             await asyncio.sleep((_SLOT_MS - self._now_ms() % _SLOT_MS) / 1000)
-            await self.record()
+            try:
+                await self.record()
+            except Exception as error:  # noqa: BLE001 - what only looks does not end the node
+                self._report("the metrics could not be recorded", error)
 
     async def record(self) -> None:
         """Writes down the slots that have ended since the last time; those that were slept through

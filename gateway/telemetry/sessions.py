@@ -91,10 +91,10 @@ class SessionMetrics:
         "_labels",
         "_of_tenant",
         "_output",
-        "_pushes",
         "_queues",
         "_runs",
         "_waited",
+        "pushed",
     )
 
     def __init__(
@@ -119,7 +119,7 @@ class SessionMetrics:
             series.counter(catalogue.TOKENS_TOTAL, tenant, agent, kind, from_zero=False)
             for kind in ("output", "input")
         )
-        self._pushes = series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS)
+        self.pushed = series.histogram(catalogue.PUBSUB_DELIVERY_SECONDS).observe
         self._waited = series.histogram(catalogue.QUEUE_WAIT_SECONDS, tenant, agent)
         self._first_event = series.histogram(catalogue.TIME_TO_FIRST_EVENT_SECONDS, tenant, agent)
         self._runs = {
@@ -161,10 +161,6 @@ class SessionMetrics:
         """A message was read, accepted and acknowledged in so many seconds."""
         self._of_tenant.processed[role].inc()
         self._of_tenant.processing[role].observe(seconds)
-
-    def pushed(self, delivery_s: float) -> None:
-        """A push came; what would be negative counts as zero."""
-        self._pushes.observe(delivery_s if delivery_s > 0 else 0.0)
 
     def tokens(self, output: int, into: int) -> None:
         """A frame with reported tokens passed."""

@@ -8,7 +8,7 @@ names, which the platform uses. Neither a message nor an exception's text is eve
 """
 
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +35,7 @@ _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
 )
 _LONGEST = 256
+_STATUS = "nooble.run.status"
 _STATUSES = {"F": "success", "I": "interrupt", "C": "cancelled", "X": "error"}
 _FREQUENT = frozenset({"append", "renew"})
 """Scripts that are called over and over while an agent speaks: never a span for a token."""
@@ -137,12 +138,18 @@ class Spans:
             self._runs[run_id] = run  # its end may pass before the acceptance is answered
             if len(self._runs) > MOST_RUNS:
                 self._end(next(iter(self._runs)), "unknown")
-        return _Accepting(publish, run, lambda: self._runs.pop(run_id, None))
+        return _Accepting(current, run, publish, lambda: self._runs.pop(run_id, None))
 
     def run_ended(self, run_id: str, kind: str, code: str) -> None:
         """A run's terminal event passed."""
         if run_id in self._runs:
             self._end(run_id, _STATUSES[kind], code if kind == "X" else "")
+
+    def runs_lost(self, run_ids: Iterable[str]) -> None:
+        """Their terminal events will not pass here."""
+        for run_id in run_ids:
+            if run_id in self._runs:
+                self._end(run_id, "lost")
 
     def tell(self, **facts: Fact | None) -> None:
         """Of the current span."""
@@ -185,7 +192,7 @@ class Spans:
 
     def _end(self, run_id: str, status: str, code: str = "") -> None:
         run = self._runs.pop(run_id)
-        run.set_attribute("nooble.run.status", status)
+        run.set_attribute(_STATUS, status)
         if code:
             _fail(run, code)
         run.end()
@@ -293,16 +300,25 @@ class _Request(_Current):
 class _Accepting(_Current):
     """The `publish` of a message, within the span of the run that it makes."""
 
-    __slots__ = ("_accepted", "_forget", "_run")
+    __slots__ = ("_accepted", "_caller", "_forget", "_run")
 
-    def __init__(self, publish: trace.Span, run: trace.Span, forget: Any) -> None:
+    def __init__(
+        self, caller: trace.Span, run: trace.Span, publish: trace.Span, forget: Any
+    ) -> None:
         super().__init__(publish)
+        self._caller = caller
         self._run = run
         self._forget = forget
         self._accepted = False
 
     def accepted(self) -> None:
         self._accepted = True
+
+    def made_none(self, status: str, run_id: str) -> None:
+        self._run.set_attribute(_STATUS, status)
+        self._span.set_attribute("messaging.message.id", run_id)
+        for span in (self._caller, self._run, self._span):
+            span.set_attribute("task_id", run_id)
 
     def __exit__(
         self,

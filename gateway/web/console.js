@@ -180,6 +180,15 @@ function mark(state, text) {
   return element;
 }
 
+/**
+ * A database that is read and cannot be written is ill, though its breaker is closed.
+ * @param {number} breaker
+ * @param {number} failures in a row; from two on it is ill, as in overview.py
+ */
+function serviceMark(breaker, failures) {
+  return !breaker && failures >= 2 ? mark("bad", "ill") : breakerMark(breaker);
+}
+
 /** @param {number} breaker */
 function breakerMark(breaker) {
   if (breaker >= 2) return mark("bad", "left alone");
@@ -231,7 +240,7 @@ function showTables(state) {
     "services",
     Object.entries(state.services).map(([name, { breaker = 0, failures = 0 }]) => [
       name,
-      breakerMark(breaker),
+      serviceMark(breaker, failures),
       whole.format(failures),
     ]),
     "none",

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from support.databases import PostgresServer, postgres_server
 from support.history import T0, begun, ended, message, rows, some_session
 
 import gateway.archive.database as database_module
+import gateway.archive.engines as engines
 from gateway.archive.database import ERASING, Database, hold
 from gateway.archive.errors import HistoryAway, UnusableDatabase
 from gateway.archive.migrate import migrate, prepare
@@ -31,6 +33,8 @@ from gateway.session.archive import SessionFilter
 from gateway.session.breaker import BreakerState
 from gateway.session.errors import Unavailable
 from gateway.session.model import SessionKey
+from gateway.telemetry.catalogue import PREFIX
+from gateway.telemetry.metrics import Telemetry
 from protocol.codes import ErrorCode
 
 
@@ -159,6 +163,41 @@ async def test_a_locked_file_is_an_outage_not_a_crash(
     key = some_session()
     await Writer(local).write([ended(key)])
     await local.check()
+
+
+async def test_writes_that_fail_in_a_row_show_while_every_read_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DatabaseDown must fire for a file that is locked, full or read-only: such a one is read."""
+    monkeypatch.setattr(engines, "_LOCK_TIMEOUT_S", 0.05)
+    local = Database(tmp_path / "history.db")
+    await migrate(local)
+    telemetry = Telemetry(version="1")
+    local.watch(partial(telemetry.breaker_moved, "database"))
+
+    def shown() -> tuple[object, object]:
+        names = ("service_consecutive_failures", "service_failure_streaks_total")
+        found = [telemetry.registry.get(PREFIX + name) for name in names]
+        failures, streaks = (metric.get({"service": "database"}) for metric in found)
+        return failures, streaks
+
+    async def read() -> None:
+        async with local.reading() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    assert shown() == (0, 0)
+    with closing(sqlite3.connect(tmp_path / "history.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for failed in range(1, 6):
+            await refused(local)
+            await read()
+            assert shown() == (failed, int(failed > 3))
+        other.execute("ROLLBACK")
+        await read()
+        assert shown() == (5, 1), "a read says nothing of writes"
+        await Writer(local).write([ended(some_session())])
+        assert shown() == (0, 1)
+    await local.close()
 
 
 async def test_a_full_disk_is_told_and_outlived(

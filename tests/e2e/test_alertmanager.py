@@ -148,6 +148,7 @@ async def test_a_cause_holds_back_what_follows_from_it_and_nothing_else(tmp_path
         {"alertname": "NoWorkers", "agent_id": "a", "queue": "a", "service": "agent:a"},
         {"alertname": "DatabaseDown", "service": "database", "queue": "archive"},
         {"alertname": "HighErrorRate"},
+        {"alertname": "TargetDown", "instance": "a:8000"},
         {"alertname": "Watchdog"},
     ]
     followers: list[Labels] = [
@@ -157,6 +158,7 @@ async def test_a_cause_holds_back_what_follows_from_it_and_nothing_else(tmp_path
         {"alertname": "CircuitOpen", "service": "database"},
         {"alertname": "QueueBacklog", "tenant_id": "_all", "queue": "archive"},
         {"alertname": "ErrorBudgetBurnFast"},
+        {"alertname": "NodeLost"},
     ]
     others: list[Labels] = [
         {"alertname": "QueueBacklog", "tenant_id": "acme", "queue": "b"},

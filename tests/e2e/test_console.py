@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from support.browser import PATIENCE_MS, open_browser
 from support.server import RedisServer
 from support.stack import Process, Stack
@@ -266,12 +266,23 @@ def test_health_is_as_in_the_users_document_and_redis_away_shows(fleet: Fleet, p
 
 
 def test_a_gateway_that_is_gone_shows(fleet: Fleet, browser: Browser) -> None:
-    """What was heard last stays, and is told to be old."""
+    """What was heard last stays, and is told to be old; before, a database that is only read."""
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
     page.goto(f"{fleet.admin}/console")
     expect(page.locator("#status")).to_have_text("1 node")
+    expect(cells(page, "services", "database").first).to_have_text("well")
+
+    def unwritten(route: Route) -> None:
+        response = route.fetch()
+        state = response.json()
+        state["services"]["database"] = {"failures": 4}
+        route.fulfill(response=response, json=state)
+
+    page.route("**/console/state", unwritten)
+    expect(cells(page, "services", "database").first).to_have_text("ill")
+    page.unroute("**/console/state")
     page.route("**/console/state", lambda route: route.abort())
     expect(page.locator("#banner")).to_contain_text("The gateway does not answer")
     expect(page.locator("#nodes tbody tr")).to_have_count(1)

@@ -226,11 +226,16 @@ async def test_under_load_every_query_has_data_and_no_event_is_lost(
 async def test_an_agent_that_fails_raises_high_error_rate(
     world: World, prometheus: Prometheus
 ) -> None:
-    async with crowd(world, 1) as [session]:
+    async with (
+        crowd(world, 1) as [session],
+        httpx.AsyncClient(verify=False, base_url=world.stack.url) as http,
+    ):
 
         async def fail() -> None:
             await say(session, "/fail")
             await say(session, "/burst 1")  # or the agent's breaker opens
+            for _ in range(6):  # of less than ten there is no rate
+                await http.get("/api/v1/agents")
 
         await fires_and_clears(prometheus, repeating(fail), "HighErrorRate")
 
@@ -246,7 +251,7 @@ async def test_a_redis_that_is_gone_raises_service_connection_failure(
         finally:
             await asyncio.to_thread(world.redis.start)
 
-    await fires_and_clears(prometheus, gone(), "ServiceConnectionFailure")
+    await fires_and_clears(prometheus, gone(), "ServiceConnectionFailure", "RedisDown")
 
 
 async def test_a_redis_that_hangs_again_and_again_raises_high_latency(

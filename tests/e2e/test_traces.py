@@ -187,7 +187,7 @@ async def test_a_failure_is_seen_on_every_level_and_tells_no_text(
     assert (line["message"], line["span_id"]) == ("the agent failed", invoked.span_id)
 
 
-async def test_what_is_refused_is_a_failed_span_that_is_over(
+async def test_what_is_refused_or_repeated_is_over_at_once(
     traced: Stack, collector: Collector
 ) -> None:
     traceparent, trace_id, _ = new_traceparent()
@@ -200,6 +200,16 @@ async def test_what_is_refused_is_a_failed_span_that_is_over(
     await complete(collector, trace_id, "run asking", PUBLISH, "redis accept")
     assert collector.one(trace_id, "run asking").attributes["error.type"] == "id_conflict"
     assert not collector.one(trace_id, "redis accept").failed, "Redis did answer"
+
+    traceparent, trace_id, _ = new_traceparent()
+    async with socket(traced.ws_of()) as client:
+        await client.open(agent="asking")
+        first = await client.ask("message", id="m", content="hi")
+        await client.ask("message", id="m", content="hi", traceparent=traceparent)
+    await complete(collector, trace_id, "run asking", PUBLISH)
+    repeated = collector.one(trace_id, "run asking")
+    assert repeated.attributes["nooble.run.status"] == "duplicate"
+    assert ids(repeated)[2] == ids(collector.one(trace_id, PUBLISH))[2] == first["run_id"]
 
     traceparent, trace_id, _ = new_traceparent()
     async with socket(traced.ws_of()) as client:

@@ -426,7 +426,7 @@ class CountingProbe:
 
     def __init__(self) -> None:
         self.facts: Counter[str] = Counter()
-        self.pushes = 0
+        self.pushes: list[float] = []
         self.deliveries: list[float] = []
         self.durations: list[float] = []
         self.waits: list[tuple[str, float]] = []
@@ -470,7 +470,7 @@ class CountingProbe:
         self.facts[f"messages {role}"] += 1
 
     def pushed(self, delivery_s: float) -> None:
-        self.pushes += 1
+        self.pushes.append(delivery_s)
 
     def tokens(self, output: int, into: int) -> None:
         self.facts["output"] += output

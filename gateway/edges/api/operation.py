@@ -19,6 +19,7 @@ from gateway.edges.principal import Authenticate
 from gateway.session.context import log_context
 from gateway.session.errors import Refused
 from gateway.session.model import Principal
+from gateway.session.tracing import valid_traceparent
 from protocol.codec import ProtocolError, check_depth
 from protocol.codes import ErrorCode
 from protocol.frames import RunId, SessionId
@@ -123,14 +124,13 @@ class Operation(Generic[BodyT, QueryT]):
         """
         who = request.scope["user"] = authenticate(request.headers, None)
         with log_context(tenant_id=who.tenant, session_id=request.path_params.get("session_id")):
-            traceparent = request.headers.get("traceparent", "")
             call = Call(
                 who=who,
                 path=self._read_path(request),
                 query=cast(QueryT, self._read_query(request)),
                 key=read_key(request) if self.keyed else None,
                 body=cast(BodyT, await self._read_body(request) if self.body else None),
-                traceparent=traceparent if 0 < len(traceparent) <= 128 else None,
+                traceparent=valid_traceparent(request.headers.get("traceparent", "")) or None,
             )
             answer = await self.handler(call)
         if answer is None:

@@ -15,6 +15,8 @@ from gateway.edges.api.routes import table
 from gateway.session.archive import UsageRecord
 from gateway.session.model import SessionKey
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 @pytest.fixture
 async def node() -> Node:
@@ -438,13 +440,13 @@ async def test_a_message_makes_one_run_and_counts_once(client, node):
         "state": None,
         "metadata": {"m": 1},
     }
-    headers = {"Idempotency-Key": "k1", "traceparent": "00-1-2-01"}
+    headers = {"Idempotency-Key": "k1", "traceparent": TRACEPARENT}
     first = await client.post(MESSAGES, json=body, headers=headers)
     assert (first.status_code, first.json()["status"]) == (202, "accepted")
     again = await client.post(MESSAGES, json=body, headers=headers)
     assert again.json() == {"run_id": first.json()["run_id"], "status": "duplicate"}
     [new] = node.bus.accepted
-    assert (new.frame_id, new.when_busy, new.traceparent) == ("k1", "interrupt", "00-1-2-01")
+    assert (new.frame_id, new.when_busy, new.traceparent) == ("k1", "interrupt", TRACEPARENT)
     assert msgspec.json.decode(new.message) == {
         "id": "k1",
         "role": "user",

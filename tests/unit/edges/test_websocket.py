@@ -11,6 +11,10 @@ from websockets.exceptions import InvalidStatus
 
 from gateway.edges.connection import WRITE_BYTES
 from gateway.edges.edge import ConnectionLimits
+from gateway.session.tracing import NO_SPAN, UNTRACED
+
+HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PARENT = "00-11111111111111111111111111111111-2222222222222222-01"
 
 
 async def well(node) -> None:
@@ -57,6 +61,26 @@ async def test_a_repeated_message_is_acknowledged_as_duplicate_and_counted_once(
         other = await talk.ask(type="message", id="m1", content="ho")
         assert (other["code"], other["re"]) == ("id_conflict", "m1")
     assert node.probe.facts["messages user"] == 1
+
+
+@pytest.mark.parametrize(
+    ("in_frame", "within"),
+    [(None, HEADER), ("evil\r\nX-Admin: 1", HEADER), (PARENT, PARENT)],
+)
+async def test_a_connection_is_within_the_trace_of_open_else_of_its_handshake(
+    node, monkeypatch, in_frame, within
+):
+    """A malformed one is as none."""
+    heard = []
+
+    def connecting(traceparent: str):
+        heard.append(traceparent)
+        return NO_SPAN
+
+    monkeypatch.setattr(type(UNTRACED), "connecting", staticmethod(connecting))
+    async with talking(node, additional_headers={"traceparent": HEADER}) as talk:
+        await talk.ask(type="open", id="o", agent="demo", traceparent=in_frame)
+    assert heard == [within]
 
 
 async def test_resume_over_a_new_connection(node):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.monitoring import MONITORING, alerts, run_tool
+from support.monitoring import MONITORING, alerts, run_tool, uses
 
 CONFIG = MONITORING / "alertmanager.yaml"
 SECRETS = {
@@ -44,6 +44,7 @@ def test_prometheus_and_alertmanager_take_their_files():
     ("receivers", "labels"),
     [
         ("pagerduty,slack", ["alertname=HighErrorRate", "severity=critical"]),
+        ("pagerduty,slack", ["alertname=NoWorkers", "severity=critical", "agent_id=demo"]),
         ("slack", ["alertname=HighLatency", "severity=warning", "role=user"]),
         ("watchdog", ["alertname=Watchdog", "severity=none"]),
         ("slack", ["alertname=OfSomebodyElse"]),
@@ -59,6 +60,20 @@ def test_an_alert_goes_to_whom_its_severity_says(receivers: str, labels: list[st
         f"--verify.receivers={receivers}",
         *labels,
     )
+
+
+def test_what_pages_for_one_agent_does_not_join_the_incident_of_another():
+    """An incident that somebody has acknowledged calls nobody again."""
+    [paging] = [each for each in config()["route"]["routes"] if each["receiver"] == "pagerduty"]
+    told_apart_by = {
+        label
+        for alert in alerts()
+        if alert.severity == "critical"
+        for use in uses(alert.expression)
+        for label in use.grouped_by
+    }
+    assert "agent_id" in told_apart_by
+    assert told_apart_by | {"alertname", "service", "instance"} == set(paging["group_by"])
 
 
 def test_no_secret_stands_in_the_file():

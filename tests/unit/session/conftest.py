@@ -1,7 +1,7 @@
 """A hub on a little bus, with clients that say what reached them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
@@ -13,8 +13,40 @@ from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
 from gateway.session.hub import Hub, HubTimes
 from gateway.session.model import RunRef, SessionKey
+from gateway.session.tracing import NO_SPAN, UNTRACED
 from gateway.session.wheel import Wheel
 from protocol.frames import Cursor
+
+
+class Made(type(NO_SPAN)):
+    """What a message on its way came to."""
+
+    def __init__(self, traceparent: str, heard: list[tuple[str, str]]) -> None:
+        super().__init__(traceparent)
+        self.heard = heard
+
+    def accepted(self) -> None:
+        self.heard.append(("accepted", ""))
+
+    def made_none(self, status: str, run_id: str) -> None:
+        self.heard.append((status, run_id))
+
+
+class Ends(type(UNTRACED)):
+    """Hears what messages come to, and how the spans of runs end."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str]] = []
+        self.heard: list[tuple[str, str]] = []
+
+    def accepting(self, *_: object, traceparent: str, **__: object) -> Made:
+        return Made(traceparent, self.made)
+
+    def run_ended(self, run_id: str, kind: str, code: str) -> None:
+        self.heard.append((run_id, kind))
+
+    def runs_lost(self, run_ids: Iterable[str]) -> None:
+        self.heard += [(run_id, "lost") for run_id in run_ids]
 
 
 class World:
@@ -23,6 +55,7 @@ class World:
         self.cut: list[tuple[RunRef, str]] = []
         self.archive = LittleArchive()
         self.probe = CountingProbe()
+        self.ends = Ends()
         self.clock = ManualClock()
         self.now_ms = 5000
         self.errors: list[Exception] = []
@@ -56,6 +89,7 @@ class World:
             report=self.report,
             on_run_cut=lambda ref, agent: self.cut.append((ref, agent)),
             times=self.times,
+            tracer=self.ends,
         )
 
     def start(self, coroutine) -> asyncio.Task:

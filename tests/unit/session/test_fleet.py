@@ -60,6 +60,32 @@ async def test_while_redis_is_away_the_last_known_stays() -> None:
     assert (await one.ask()).silent_s == 0
 
 
+async def test_a_node_that_cannot_sum_itself_up_can_be_scraped() -> None:
+    """A fault there must not take it from the list of targets just when somebody wants to look."""
+    board, reported = Board(), list[Exception]()
+    fault = OSError(24, "Too many open files")
+    words = [b"well", b"better"]
+
+    def summary() -> bytes:
+        if not words:
+            raise fault
+        return words.pop()
+
+    ill = Fleet(
+        announcements=board,
+        node="ill",
+        address="ill:1",
+        summary=summary,
+        clock=ManualClock(),
+        report=lambda _what, error: reported.append(error),
+    )
+    for said in (b"better", b"well", b"well"):
+        board.said.clear()
+        await ill.announce()
+        assert board.said == {"ill": ("ill:1", said)}
+    assert reported == [fault]
+
+
 async def test_a_node_is_part_of_its_own_fleet() -> None:
     """Redis came back empty, and does not know that it lives: it can be scraped all the same."""
     board = Board()

@@ -30,7 +30,7 @@ async def test_every_push_is_timed_where_it_comes_home_or_not(world):
     world.bus.append("E")
     world.bus.append("F")
     await world.settle()
-    assert world.probe.pushes == 2
+    assert len(world.probe.pushes) == 2
 
 
 async def test_a_run_that_is_cut_is_told_with_its_agent_for_it_may_have_waited(world):

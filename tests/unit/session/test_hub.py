@@ -8,6 +8,7 @@ import pytest
 from support.little_bus import KEY
 
 from gateway.session.errors import Unavailable
+from gateway.session.log import PAGE
 from gateway.session.model import SessionKey
 from gateway.session.outbox import Outbox
 from protocol.codes import CloseCode
@@ -44,6 +45,14 @@ async def test_events_of_one_turn_leave_in_one_batch(world):
     for _ in range(3):
         world.bus.append()
     assert len(client.outbox.take(1 << 20)) == 3
+
+
+async def test_a_push_that_another_clock_makes_early_took_no_time(world):
+    world.bus.make()
+    await world.join()
+    world.bus.append(ts_ms=world.now_ms - 300)
+    world.bus.append(ts_ms=world.now_ms + 300)
+    assert world.probe.pushes == [0.3, 0]
 
 
 async def test_a_duplicate_is_dropped(world):
@@ -491,6 +500,7 @@ async def test_a_run_that_redis_lost_is_told(world):
     world.bus.restore()
     await world.settle()
     assert client.resets == ["writes_lost"], "once"
+    assert world.ends.heard == [("r1", "lost")]
 
 
 async def test_a_run_that_redis_lost_is_told_to_who_has_left_meanwhile(world):
@@ -505,6 +515,7 @@ async def test_a_run_that_redis_lost_is_told_to_who_has_left_meanwhile(world):
     await world.settle()
     assert world.bus.sessions[KEY].epoch != "e1"
     assert world.hub.find(KEY) is None
+    assert world.ends.heard == [("r1", "lost")]
 
 
 async def test_a_run_whose_end_was_not_heard_is_not_remembered_for_ever(world):
@@ -518,6 +529,40 @@ async def test_a_run_whose_end_was_not_heard_is_not_remembered_for_ever(world):
     world.hub.detach(client.attachment)
     await world.pass_time(5)
     assert world.hub.find(KEY) is None
+    assert world.ends.heard[0] == ("r1", "F")
+
+
+async def test_a_run_that_outlives_a_loss_is_not_lost(world):
+    """Redis lost what passed, not the run: its end is still to come."""
+    session = world.bus.make()
+    await world.join()
+    world.hub.expect_run(KEY, "r1")
+    world.hub.expect_run(KEY, "r2")
+    world.bus.append("S", run="r1")
+    world.bus.append(run="r1")
+    await world.settle()
+    session.lost_runs.add("r2")
+    world.bus.restore()
+    await world.settle()
+    assert world.ends.heard == [("r2", "lost")]
+    world.bus.append("F", {"type": "RUN_FINISHED"}, run="r1")
+    await world.settle()
+    assert world.ends.heard == [("r2", "lost"), ("r1", "F")]
+
+
+async def test_an_end_that_is_read_some_pages_later_is_an_end(world):
+    """The log says at once that the run is over; it is not lost for that."""
+    world.bus.make()
+    await world.join()
+    world.bus.append("S")
+    await world.settle()
+    world.bus.hold = True
+    for _ in range(PAGE + 5):
+        world.bus.append()
+    world.bus.append("F", {"type": "RUN_FINISHED"})
+    world.bus.restore()
+    await world.settle()
+    assert world.ends.heard == [("r1", "F")]
 
 
 @pytest.mark.parametrize("home", ["", "elsewhere"])
@@ -572,6 +617,16 @@ async def test_a_session_that_is_over_is_not_made_again(world):
     await world.settle()
     assert client.closed == CloseCode.SESSION_ENDED
     assert world.bus.sessions == {}
+
+
+async def test_a_run_of_a_session_that_is_gone_is_lost(world):
+    world.bus.make()
+    await world.join()
+    world.hub.expect_run(KEY, "r1")
+    del world.bus.sessions[KEY]
+    world.hub.ended(KEY)
+    await world.settle()
+    assert world.ends.heard == [("r1", "lost")]
 
 
 # --- slow clients ---------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from support.little_bus import KEY
 from gateway.session.endings import PATIENCE_S, Endings
 from gateway.session.eraser import Eraser
 from gateway.session.errors import Refused, Unavailable
-from gateway.session.model import Principal, SessionKey
+from gateway.session.model import Accepted, Principal, SessionKey
 from gateway.session.service import SessionService, digest, run_fields
 from protocol.codes import ErrorCode
 from protocol.frames import Answer, AnswerEntry, Cancel, Close, Message, ToolResult
 
 ANONYMOUS = Principal("acme", "anonymous")
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def service(world, endings) -> SessionService:
         journal=world.bus,
         node="n1",
         now_ms=lambda: world.now_ms,
+        tracer=world.ends,
     )
 
 
@@ -88,10 +90,10 @@ async def test_a_message_carries_what_its_run_needs(world, service):
     world.bus.append()
     await world.join()
     view = await service.find(ANONYMOUS, KEY.session_id)
-    ack = await service.message(view, Message("m1", "hi", traceparent="00-x"))
+    ack = await service.message(view, Message("m1", "hi", traceparent=TRACEPARENT))
     [new] = world.bus.accepted
     assert new.message == b'{"id":"m1","role":"user","content":"hi"}'
-    assert (new.frame_id, new.run_id, new.traceparent) == ("m1", ack.run_id, "00-x")
+    assert (new.frame_id, new.run_id, new.traceparent) == ("m1", ack.run_id, TRACEPARENT)
     assert (new.seen.epoch, new.seen.seq) == ("e1", 1)
     assert world.bus.dispatched[0].run_id == ack.run_id
 
@@ -105,6 +107,46 @@ async def test_whatever_starts_a_run_says_how_much_of_the_log_was_seen(world, se
     await service.answer(view, Answer("a", [AnswerEntry("i", "resolved")]))
     await service.tool_result(view, ToolResult("t", "c", "42"))
     assert [(new.seen.epoch, new.seen.seq) for new in world.bus.accepted] == [("e1", 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"), [(TRACEPARENT, TRACEPARENT), ("evil\r\nX-Admin: 1", "")]
+)
+async def test_whatever_starts_a_run_names_a_valid_trace_or_none(world, service, given, passed):
+    """A worker's agent sends it to others as a header."""
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    await service.message(view, Message("m", "hi", traceparent=given))
+    await service.answer(view, Answer("a", [AnswerEntry("i", "resolved")], traceparent=given))
+    await service.tool_result(view, ToolResult("t", "c", "42", traceparent=given))
+    assert [new.traceparent for new in world.bus.accepted] == [passed] * 3
+
+
+async def test_a_trace_tells_a_message_that_makes_no_run(world, service):
+    world.bus.make()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    first = await service.message(view, Message("m", "hi"))
+    await service.message(view, Message("m", "hi"))
+    accept = world.bus.accept
+
+    async def accept_without(_run):
+        return Accepted("accepted", "", None, "demo")
+
+    async def accept_twice(new):
+        """The answer was lost, and the bus repeats the call."""
+        await accept(new)
+        return await accept(new)
+
+    world.bus.accept = accept_without
+    await service.tool_result(view, ToolResult("t", "c", "42"))
+    world.bus.accept = accept_twice
+    await service.message(view, Message("n", "hi"))
+    assert world.ends.made == [
+        ("accepted", ""),
+        ("duplicate", first.run_id),
+        ("none", ""),
+        ("accepted", ""),
+    ]
 
 
 async def test_a_repeated_cancel_is_the_same_cancel(world, service):

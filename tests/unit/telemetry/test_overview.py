@@ -29,6 +29,8 @@ class Clocked:
 
     def __init__(self, node: str = "n1") -> None:
         self.now_ms = 1_000_000
+        self.refresh_fault: Exception | None = None
+        self.reported = asyncio.Queue[Exception]()
         self.telemetry = Telemetry(version="1")
         self.recorder = Recorder(
             self.telemetry.registry,
@@ -37,9 +39,15 @@ class Clocked:
             address=node,
             version="1",
             checks=lambda: {"redis": "ok"},
-            refresh=self.telemetry.refresh,
+            refresh=self.refresh,
             now_ms=lambda: self.now_ms,
+            report=lambda _what, error: self.reported.put_nowait(error),
         )
+
+    def refresh(self) -> None:
+        if self.refresh_fault is not None:
+            raise self.refresh_fault
+        self.telemetry.refresh()
 
     async def pass_slots(self, count: int = 1) -> None:
         self.now_ms += 2000 * count
@@ -65,6 +73,21 @@ async def test_what_came_in_a_slot_stands_in_it() -> None:
     assert seen.totals == {"messages": 1, "tokens": 12, "failures": 0}
     assert (seen.messages_per_minute, seen.tokens_per_second) == (1, 1.2)
     assert {len(plot) for plot in seen.plots.values()} == {SLOTS}
+
+
+async def test_a_record_that_fails_ends_nothing() -> None:
+    """It is a task of the node's group, which a fault would end; the next one is made."""
+    node = Clocked()
+    node.refresh_fault = fault = OSError(24, "Too many open files")
+    node.now_ms = 1_001_999  # a slot ends within a millisecond
+    async with asyncio.TaskGroup() as group:
+        recording = group.create_task(node.recorder.run())
+        assert [await node.reported.get(), await node.reported.get()] == [fault, fault]
+        node.refresh_fault = None
+        node.now_ms += 2000
+        while node.recorder.summary().slot != 500:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        recording.cancel()
 
 
 async def test_gauges_are_as_of_now_and_plots_as_of_the_slot() -> None:

@@ -22,7 +22,7 @@ import gateway
 from gateway.session.context import current_ids, log_context
 from gateway.session.errors import CannotStart, Refused
 from gateway.session.model import SessionKey
-from gateway.session.tracing import UNTRACED
+from gateway.session.tracing import UNTRACED, valid_traceparent
 from gateway.telemetry import spans
 from gateway.telemetry.logs import configure_logging
 from gateway.telemetry.spans import KnownIds, Spans, Told
@@ -105,13 +105,42 @@ with open_tracer(None, version="1") as tracer:
     assert process.communicate(timeout=60) == ("[]\n", "")
 
 
-def test_what_is_not_traced_passes_a_traceparent_on_as_it_came() -> None:
-    with accepting(UNTRACED, traceparent="anything") as span:
+def test_what_is_not_traced_passes_a_traceparent_on() -> None:
+    with accepting(UNTRACED) as span:
         span.tell(x=1)
         span.fail("internal")
         span.accepted()
-    assert span.traceparent == "anything"
+    assert span.traceparent == PARENT
     assert UNTRACED.calling("redis", "open").traceparent == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "anything",
+        "evil\r\nX-Admin: 1",
+        PARENT + "\n",
+        PARENT + "\r\nX-Admin: 1",
+        PARENT + "-more",
+        " " + PARENT,
+        PARENT.upper(),
+        PARENT[:-1],
+        "ff" + PARENT[2:],
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        PARENT.replace("0", "\u0660"),
+    ],
+)
+def test_a_malformed_traceparent_is_none(text: str) -> None:
+    """It would be a header of what the agent asks: of other services, in the agent's name."""
+    assert valid_traceparent(text) == ""
+
+
+def test_of_a_later_versions_traceparent_only_what_is_known_passes() -> None:
+    assert valid_traceparent(PARENT) == PARENT
+    assert valid_traceparent("01" + PARENT[2:]) == PARENT
+    assert valid_traceparent("cc" + PARENT[2:] + "-x\r\ny") == PARENT
 
 
 def test_without_the_extra_the_start_fails_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +267,31 @@ def test_an_end_that_passes_before_the_acceptance_is_answered_is_its_end(
     [run] = [span for span in exported.get_finished_spans() if span.name == "run demo"]
     assert run.attributes is not None
     assert run.attributes["error.type"] == "timeout"
+
+
+def test_a_lost_run_ends_and_says_so(tracer: Spans, exported: InMemorySpanExporter) -> None:
+    with accepting(tracer) as span:
+        span.accepted()
+    tracer.runs_lost(["another", "r-1"])
+    tracer.runs_lost(["r-1"])
+    tracer.close()
+    assert names(exported)[1:] == ["run demo"]
+    assert (exported.get_finished_spans()[1].attributes or {})["nooble.run.status"] == "lost"
+
+
+def test_a_duplicate_is_of_the_run_that_is_known_by_it(
+    tracer: Spans, exported: InMemorySpanExporter
+) -> None:
+    """No span that is left of it names a run that there never was."""
+    with tracer.connecting(PARENT), accepting(tracer, "r-2") as span:
+        span.made_none("duplicate", "r-1")
+    spans = exported.get_finished_spans()
+    assert [(span.attributes or {})["task_id"] for span in spans] == ["r-1"] * 3
+    publish, run, _ = (span.attributes or {} for span in spans)
+    assert publish["messaging.message.id"] == "r-1"
+    assert run["nooble.run.status"] == "duplicate"
+    tracer.close()
+    assert len(names(exported)) == 3
 
 
 @pytest.mark.parametrize("refused", [True, False])
