@@ -176,6 +176,7 @@ async def test_writes_that_fail_in_a_row_show_while_every_read_succeeds(
     local.watch(partial(telemetry.breaker_moved, "database"))
 
     def shown() -> tuple[object, object]:
+        telemetry.refresh()
         names = ("service_consecutive_failures", "service_failure_streaks_total")
         found = [telemetry.registry.get(PREFIX + name) for name in names]
         failures, streaks = (metric.get({"service": "database"}) for metric in found)

@@ -118,7 +118,8 @@ def records() -> dict[str, str]:
 def _operands(expression: str) -> list[str]:
     """What stands between the outermost `and`, `or` and `unless`."""
     parts, depth, begin = [], 0, 0
-    for found in re.finditer(r'"[^"]*"|[()]|\b(?:and|or|unless)\b', expression):
+    joins = r"\b(?:and|or|unless)\b(?:\s*(?:on|ignoring)\s*\([^()]*\))?"
+    for found in re.finditer(rf'"[^"]*"|[()]|{joins}', expression):
         if found[0] == "(":
             depth += 1
         elif found[0] == ")":

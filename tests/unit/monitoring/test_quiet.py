@@ -20,6 +20,7 @@ def scraped() -> str:
     telemetry = Telemetry(version="1", sessions_capacity=20_000)
     telemetry.connection_opened("acme")
     telemetry.session("acme", "demo").created()
+    telemetry.readiness(True, {"redis": "ok", "database": "ok"})
     telemetry.redis(commands_up=True, pubsub_up=True, reconnects=0, subscriber_reconnects=0)
     for service in ("redis", "database"):
         telemetry.follow(service, Breaker(lambda: 0.0))
