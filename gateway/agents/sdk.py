@@ -171,7 +171,8 @@ class Run:
         self.messages: list[JsonObject] = [msgspec.json.decode(each) for each in claim.messages]
         self.tools: list[JsonObject] = given.tools or []
         self.context: list[JsonObject] = given.context or []
-        self.forwarded_props: Any = _or_none(given.forwarded_props)
+        props: Any = given.forwarded_props
+        self.forwarded_props: Any = None if props is msgspec.UNSET else props
         self.resume: list[ResumeEntry] = given.resume or []
         self.tool_results = [each for each in given.messages if each.get("role") == "tool"]
         self.cancelled = asyncio.Event()
@@ -382,10 +383,6 @@ class Run:
 def _new_id(kind: str) -> str:
     # 64 random bits: unique within a session; short, since it is repeated in every delta.
     return f"{kind}_{secrets.token_hex(8)}"
-
-
-def _or_none(value: Any) -> Any:
-    return None if value is msgspec.UNSET else value
 
 
 def _sum(before: int | None, count: int | None) -> int | None:
