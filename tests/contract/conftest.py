@@ -49,7 +49,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/history.db"
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create(f"test_{uuid4().hex}")
+    return server.create(f"test_{uuid4().hex}", patience_s=30)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     if request.param == "ours":
         return {}
     server: PostgresServer = request.getfixturevalue("postgres")
-    return {"DATABASE_URL": server.create("migrated")}
+    return {"DATABASE_URL": server.create("migrated", patience_s=30)}
 
 
 def test_up_and_down(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -74,10 +74,12 @@ class PostgresServer:
         """`DATABASE_URL` of one of its databases."""
         return f"postgresql://postgres@/{database}?host={self._folder}"
 
-    def create(self, database: str) -> str:
-        """A new database; answers its URL."""
+    def create(self, database: str, *, patience_s: int = 0) -> str:
+        """A new database; answers its URL. `patience_s` is for tests in which the server is never
+        away: a busy machine may take longer to connect than the 2 s of the product.
+        """
         self.sql(f'CREATE DATABASE "{database}"')
-        return self.url(database)
+        return self.url(database) + (f"&connect_timeout={patience_s}" if patience_s else "")
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Runs a statement past everything that is under test; answers what it prints."""
