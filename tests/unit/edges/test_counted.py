@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 from gateway.edges import http_protocol
 from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_metrics import HttpMetrics
+from gateway.session.errors import Unavailable
 
 
 async def ended(node: Any, fact: str) -> None:
@@ -110,6 +112,7 @@ async def test_a_fault_of_ours(node):
         assert await talk.closed() == 1011
     await ended(node, "1011 internal")
     assert node.probe.facts["failed default user internal"] == 1
+    assert node.probe.refused_agents == ["demo"]
 
 
 async def test_redis_is_away(node):
@@ -119,6 +122,20 @@ async def test_redis_is_away(node):
         assert await talk.closed() == 4503
     await ended(node, "4503 unavailable")
     assert node.probe.facts["failed default system unavailable"] == 1
+    assert node.probe.refused_agents == ["demo"], "whom it asked for"
+
+
+async def test_a_message_over_http_that_fails_by_our_fault(node):
+    async def broken(*_args, **_kwargs):
+        raise Unavailable
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{node.port}") as http:
+        made = await http.post("/api/v1/sessions", json={"agent_id": "demo"})
+        node.bus.accept = broken
+        path = f"/api/v1/sessions/{made.json()['session_id']}/messages"
+        assert (await http.post(path, json={"content": "hi"})).status_code == 503
+    assert node.probe.facts["failed default user unavailable"] == 1
+    assert node.probe.refused_agents == ["demo"]
 
 
 # --- HTTP -----------------------------------------------------------------------------------------
