@@ -311,6 +311,24 @@ def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
     expect(chat.page.locator("#log .text, #log .note p")).to_have_text(expected)
 
 
+def test_a_stopped_answer_is_called_stopped_and_nothing_else(chat: ChatPage) -> None:
+    """That an answer was cut off is said as long as the history does not say why, and no longer."""
+    message = {
+        "id": "m1",
+        "role": "assistant",
+        "content": "I was",
+        "metadata": {"incomplete": True},
+    }
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [message]}]
+    peer.start()
+    ends = chat.page.locator("#log .problem, #log .note")
+    expect(ends).to_have_text(["This answer was cut off."])
+    peer.history = [[{"message": message, "run_id": "r1", "outcome": "cancelled"}]]
+    chat.page.reload()
+    expect(ends).to_have_text(["Stopped"])
+
+
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
     """The controls follow the schema; the answer goes out when all questions have one."""
     peer = Peer(chat)
