@@ -80,7 +80,8 @@ function begin(sessionId, waiting = []) {
   mine.on("notice", (frame) => {
     if (frame.type === "reset") current.reset(frame);
   });
-  mine.on("error", (error) => view.alert(sentence(error)));
+  // The status line says that there is no agent.
+  mine.on("error", (error) => isAbsent(error) || view.alert(sentence(error)));
 
   before?.disconnect();
   for (const message of waiting) if (message.state === "sending") transmit(message);
@@ -222,15 +223,17 @@ function showStatus(status, detail) {
   clearInterval(countdown);
   closedPolicy = detail.policy ?? "";
   const line = byId("status");
+  const again = status === "connecting" && line.dataset.status === "waiting";
   line.dataset.status = status;
   const reconnect = byId("reconnect");
   reconnect.hidden = status !== "waiting" && !(status === "closed" && detail.policy !== "with a new session");
-  setText(reconnect, status === "closed" ? "Try again" : "Reconnect now");
+  setText(reconnect, status === "closed" ? "Try again" : isAbsent(detail.error) ? "Try now" : "Reconnect now");
   setText(byId("countdown"), "");
-  setText(byId("status-text"), statusText(status, detail));
+  // Why it connects again holds still, and is not read aloud anew each time.
+  if (!again) setText(byId("status-text"), statusText(status, detail));
   // The status line says why.
   if (status === "open" || status === "closed") view.alert("");
-  if (status === "waiting") countDown(Date.now() + detail.afterMs);
+  if (status === "waiting" && !isAbsent(detail.error)) countDown(Date.now() + detail.afterMs);
   if (status === "closed" && conversation.runs.size) {
     view.alert("The connection was closed before the answer was complete.");
   }
@@ -240,13 +243,18 @@ function showStatus(status, detail) {
 function statusText(status, { code, reason, policy, error }) {
   if (status === "connecting") return "Connecting";
   if (status === "open") return "Connected";
+  if (isAbsent(error)) return `There is no agent “${agent}” yet. This page waits for it.`;
   if (status === "waiting") return "Reconnecting";
-  if (error?.code === "agent_not_found") return `There is no agent “${agent}”`;
   if (policy === "with a new session") {
     const what = code === 4410 ? "This chat has ended." : "This chat no longer exists.";
     return `${what} Your next message starts a new one.`;
   }
   return `Closed: ${error?.message || reason || CLOSED[code] || `code ${code}`}`;
+}
+
+/** No worker has ever served this agent. @param {import("./nooble.js").NoobleError} [error] */
+function isAbsent(error) {
+  return error?.code === "agent_not_found";
 }
 
 /** @param {number} at */

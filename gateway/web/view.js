@@ -54,7 +54,7 @@ export class View {
     this._reconcile(byId("log"), "log:", conversation.items, (element, item) =>
       "note" in item
         ? renderNote(element, item.note)
-        : renderMessage(element, item.message, conversation, this.agent));
+        : renderMessage(element, item, conversation, this.agent));
     this._reconcile(byId("waiting"), "waiting:", conversation.waiting.map(asItem), (element, item) =>
       this._renderWaiting(element, item.waiting));
     this._renderRun(conversation);
@@ -167,11 +167,11 @@ export class View {
 
 /**
  * @param {HTMLElement} element
- * @param {import("./transcript.js").Message} message
+ * @param {Extract<Item, {message: any}>} item
  * @param {Conversation} conversation
  * @param {string} agent
  */
-function renderMessage(element, message, { transcript }, agent) {
+function renderMessage(element, { message, explained }, { transcript }, agent) {
   const { role, id } = message;
   if (!element.firstChild) {
     element.className = "message";
@@ -193,9 +193,11 @@ function renderMessage(element, message, { transcript }, agent) {
   setText(text, textOf(message.content));
   text.hidden = !text.textContent;
   if (calls.length) renderCalls(callList, calls, transcript);
-  if (message.metadata?.incomplete && !element.querySelector(".problem")) {
-    element.append(create("p", "problem", "This answer was cut off."));
-  }
+  // Only as long as no note says why.
+  const cutOff = message.metadata?.incomplete && !explained;
+  const problem = element.querySelector(".problem");
+  if (cutOff && !problem) element.append(create("p", "problem", "This answer was cut off."));
+  else if (!cutOff) problem?.remove();
 }
 
 /**

@@ -213,6 +213,27 @@ def test_a_session_that_is_gone(chat: ChatPage, code: int, words: str) -> None:
     assert peer.wait_for("message", connection=1)["content"] == "anybody?"
 
 
+def test_a_page_waits_for_an_agent_that_is_not_there_yet(chat: ChatPage) -> None:
+    """It says so, tries again by itself, and then sends what was written meanwhile."""
+
+    def no_agent(socket: WebSocketRoute) -> None:
+        opened = peer.received[-1][-1]["id"]
+        peer.send(type="error", re=opened, code="agent_not_found", message="none", retryable=False)
+        socket.close(code=4404)
+
+    peer = Peer(chat, refuse=no_agent)
+    peer.start()
+    expect(chat.status).to_contain_text("There is no agent “demo” yet")
+    chat.say("hello")
+    peer.wait_for("open", connection=1)
+    expect(chat.waiting).to_have_class("message sending")
+    expect(chat.alert).to_be_hidden()
+    peer.refuse = None
+    chat.connected()
+    expect(chat.page.locator("#status-text")).to_have_text("Connected")
+    assert peer.wait_for("message", connection=len(peer.sockets) - 1)["content"] == "hello"
+
+
 @pytest.mark.parametrize("code", [4400, 4403, 4426])
 def test_a_final_close_is_final(chat: ChatPage, code: int) -> None:
     """The table of close codes: no reconnect, and a way for the person to try again."""
@@ -309,6 +330,24 @@ def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
     )
     expected.append("The answer failed: no")
     expect(chat.page.locator("#log .text, #log .note p")).to_have_text(expected)
+
+
+def test_a_stopped_answer_is_called_stopped_and_nothing_else(chat: ChatPage) -> None:
+    """That an answer was cut off is said as long as the history does not say why, and no longer."""
+    message = {
+        "id": "m1",
+        "role": "assistant",
+        "content": "I was",
+        "metadata": {"incomplete": True},
+    }
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [message]}]
+    peer.start()
+    ends = chat.page.locator("#log .problem, #log .note")
+    expect(ends).to_have_text(["This answer was cut off."])
+    peer.history = [[{"message": message, "run_id": "r1", "outcome": "cancelled"}]]
+    chat.page.reload()
+    expect(ends).to_have_text(["Stopped"])
 
 
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:

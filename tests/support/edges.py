@@ -11,6 +11,7 @@ from functools import partial
 import httpx
 import msgspec
 import uvicorn
+from starlette.middleware import Middleware
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -19,6 +20,7 @@ from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import Applications, compose
 from gateway.edges.edge import ConnectionLimits
+from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
@@ -46,6 +48,7 @@ class Node:
         self.archive = LittleArchive()
         self.probe = CountingProbe()
         self.errors: list[Exception] = []
+        self.served: list[tuple[str, str, int]] = []
         self.wheel = Wheel(clock, self.report, tick_s=0.02)
         endings = Endings(
             sessions=self.bus,
@@ -120,11 +123,16 @@ class Node:
             ],
             probes=health.routes(self.readiness),
             admin_port=admin_port,
-            middleware=[],
+            middleware=[Middleware(HttpMetrics, served=self.heard, clock=time.monotonic)],
         )
 
     async def overview(self) -> bytes:
         return b"{}"
+
+    def heard(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """A request was answered, or refused."""
+        assert 0 <= seconds < 60
+        self.served.append((method, endpoint, status))
 
     def report(self, _message: str, error: Exception) -> None:
         self.errors.append(error)
@@ -157,7 +165,7 @@ async def serving(
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
-                http=HttpProtocol,
+                http=partial(HttpProtocol, served=node.heard),  # type: ignore[arg-type]
                 ws=partial(WebSocketProtocol, probe=node.probe),
                 ws_max_size=64 * 1024,
                 ws_per_message_deflate=False,
