@@ -29,7 +29,7 @@ def in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
         (connection, ("_ANSWER_TIMEOUT_S", "_CONNECT_TIMEOUT_S")),
         (notices, ("_CONFIRM_TIMEOUT_S", "_ECHO_TIMEOUT_S")),
-        (engines, ("_CONNECT_TIMEOUT_S",)),
+        (engines, ("_CONNECT_TIMEOUT_S", "_LOCK_TIMEOUT_S")),
         (archive_database, ("_CHECK_TIMEOUT_S", "_READ_TIMEOUT_S")),
     ):
         for name in names:

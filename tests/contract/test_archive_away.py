@@ -148,8 +148,11 @@ async def test_a_server_that_hangs_is_waited_for_for_a_while(
 
 
 async def test_a_locked_file_is_an_outage_not_a_crash(
-    local: Database, tmp_path: Path, lines: list[str]
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engines, "_LOCK_TIMEOUT_S", 0.5)
+    local = Database(tmp_path / "history.db")
+    await migrate(local)
     with sqlite3.connect(tmp_path / "history.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         assert await refused(local) < 10
@@ -165,6 +168,7 @@ async def test_a_locked_file_is_an_outage_not_a_crash(
     key = some_session()
     await Writer(local).write([ended(key)])
     await local.check()
+    await local.close()
 
 
 async def test_writes_that_fail_in_a_row_show_while_every_read_succeeds(

@@ -9,7 +9,7 @@ import psutil
 
 from support import forked
 
-_PATIENCE_S = 15.0
+_PATIENCE_S = 45.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
