@@ -143,6 +143,7 @@ function submit(text, id = newId()) {
   save();
   view.follow();
   redraw();
+  input.focus(); // the button that was pressed may be gone now
   return true;
 }
 
@@ -335,7 +336,6 @@ byId("composer").addEventListener("submit", (event) => {
   if (!input.value.trim() || !submit(input.value)) return;
   input.value = "";
   grow();
-  input.focus();
 });
 input.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -352,8 +352,12 @@ byId("new").addEventListener("click", () => {
 byId("reconnect").addEventListener("click", () => {
   if (session.status === "closed") revive();
   else session.connect();
+  input.focus();
 });
-byId("alert-close").addEventListener("click", () => view.alert(""));
+byId("alert-close").addEventListener("click", () => {
+  view.alert("");
+  input.focus();
+});
 byId("link").addEventListener("click", (event) => {
   event.preventDefault();
   void copyLink();

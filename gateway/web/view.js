@@ -32,7 +32,10 @@ export class View {
     const resized = new ResizeObserver(() => this._stick && this._toBottom());
     resized.observe(this.scroller);
     resized.observe(byId("questions"));
-    byId("latest").addEventListener("click", () => this.follow());
+    byId("latest").addEventListener("click", () => {
+      this.follow();
+      this.scroller.focus();
+    });
   }
 
   /** Renders in the next frame, however often it is asked to. @param {() => Conversation} current */
@@ -120,7 +123,8 @@ export class View {
     const status = openRun && runs.get(openRun);
     const stop = /** @type {HTMLButtonElement} */ (byId("stop"));
     const stopping = status === "cancelling";
-    if (!status && document.activeElement === stop) byId("input").focus();
+    // A button that is disabled or hidden loses the focus.
+    if ((stopping || !status) && document.activeElement === stop) byId("input").focus();
     stop.hidden = !status;
     stop.disabled = stopping;
     setText(stop, stopping ? "Stopping…" : "Stop");

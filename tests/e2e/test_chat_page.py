@@ -402,6 +402,56 @@ def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
     expect(yes).to_have_count(0)
 
 
+def test_who_has_but_a_keyboard_keeps_the_focus(chat: ChatPage) -> None:
+    """A button that is gone once it was pressed gives the focus to what comes next."""
+    page = chat.page
+
+    def press(name: str) -> None:
+        page.get_by_role("button", name=name, disabled=False).first.focus()
+        page.keyboard.press("Enter")
+
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    press("Hello there")
+    sent = peer.wait_for("message")
+    expect(chat.input).to_be_focused()
+    peer.send(type="error", re=sent["id"], code="unavailable", message="later", retryable=True)
+    press("Send again")
+    expect(chat.waiting).to_have_class("message sending")
+    expect(chat.input).to_be_focused()
+    peer.event({"type": "RUN_STARTED", "runId": "r1"})
+    press("Stop")
+    expect(page.get_by_role("button", name="Stopping")).to_be_disabled()
+    expect(chat.input).to_be_focused()
+    refused = peer.wait_for("cancel")
+    peer.send(type="error", re=refused["id"], code="unavailable", message="later", retryable=True)
+    press("Dismiss")
+    expect(chat.alert).to_be_hidden()
+    expect(chat.input).to_be_focused()
+    ask(
+        peer,
+        {"id": "a", "reason": "x", "message": "Sure?", "responseSchema": {"type": "boolean"}},
+        {"id": "b", "reason": "x", "message": "Name?"},
+    )
+    press("Yes")
+    expect(page.get_by_role("textbox", name="Name?")).to_be_focused()
+    page.keyboard.type("Ada")
+    page.keyboard.press("Enter")
+    peer.wait_for("answer")
+    expect(chat.input).to_be_focused()
+    peer.send(type="goaway", reason="draining", reconnect_in_ms=60_000)
+    peer.sockets[-1].close(code=1012)
+    press("Reconnect now")
+    chat.connected()
+    expect(chat.input).to_be_focused()
+    peer.say("m1", "line\n" * 200)
+    expect(chat.answer).to_contain_text("line")
+    page.locator("#scroller").evaluate("e => { e.scrollTop = 100 }")
+    press("Latest")
+    expect(page.locator("#scroller")).to_be_focused()
+
+
 def test_the_reader_is_not_pulled_down(chat: ChatPage) -> None:
     """New text scrolls only for who reads at the bottom; a button leads back there."""
     peer = Peer(chat)
