@@ -43,12 +43,13 @@ let maxFrameBytes = 64 * 1024;
  */
 function begin(sessionId, waiting = []) {
   const before = session;
-  conversation = new Conversation(waiting);
+  conversation = new Conversation(waiting, sessionId !== undefined);
   const current = conversation;
   const handledTools = new Set();
   const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`;
   const mine = new NoobleSession({ url, agent, sessionId });
   session = mine;
+  showLink();
 
   const changed = () => {
     if (current !== conversation) return;
@@ -60,6 +61,7 @@ function begin(sessionId, waiting = []) {
     current.opened(frame);
     maxFrameBytes = frame.limits?.max_frame_bytes ?? maxFrameBytes;
     showAgent(frame.agent);
+    showLink();
     // With a cursor nothing is replaced: what the tools need is here already.
     if (frame.resumed) runTools(mine, current, handledTools);
     changed();
@@ -274,6 +276,10 @@ function showAgent(name) {
   document.title = `${name} · chat`;
   setText(byId("agent"), name);
   setText(byId("welcome-agent"), name);
+}
+
+/** The link to this chat, which a new one has when it is opened. */
+function showLink() {
   const link = /** @type {HTMLAnchorElement} */ (byId("link"));
   link.hidden = !session.sessionId;
   if (session.sessionId) link.href = `${location.pathname}${location.search}#session=${session.sessionId}`;

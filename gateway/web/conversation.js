@@ -29,8 +29,12 @@ const FAILURES = {
 };
 
 export class Conversation {
-  /** @param {Waiting[]} waiting messages of an earlier life of this page */
-  constructor(waiting = []) {
+  /**
+   * @param {Waiting[]} waiting messages of an earlier life of this page
+   * @param {boolean} unread there may be messages that are yet to come
+   */
+  constructor(waiting = [], unread = false) {
+    this.unread = unread;
     this.transcript = new Transcript();
     /** @type {Item[]} messages, and notes where they happened */
     this.items = [];
@@ -70,6 +74,7 @@ export class Conversation {
 
   /** All becomes what these events say. @param {AgUiEvent[]} events */
   replace(events) {
+    this.unread = false;
     this.transcript.reset([]);
     this._rebuild();
     for (const event of events) this.event(event.runId ?? "", event);

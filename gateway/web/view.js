@@ -63,7 +63,7 @@ export class View {
     this._renderRun(conversation);
     this._renderQuestions(conversation);
     const empty = !conversation.items.length && !conversation.waiting.length;
-    byId("welcome").hidden = !empty;
+    byId("welcome").hidden = !empty || conversation.unread;
     if (this._stick) this._toBottom();
   }
 

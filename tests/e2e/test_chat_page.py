@@ -83,11 +83,12 @@ class Peer:
             if self.refuse is not None:
                 self.refuse(socket)
                 return
-            self._open(frame)
+            self.open(frame)
 
         socket.on_message(on_message)
 
-    def _open(self, frame: Frame) -> None:
+    def open(self, frame: Frame) -> None:
+        """Attaches the page, which sent this `open`."""
         cursor = {"epoch": "e", "seq": self.seq}
         self.send(
             type="opened",
@@ -142,6 +143,33 @@ def test_a_reload_comes_without_a_cursor(chat: ChatPage) -> None:
     chat.page.reload()
     opened = peer.wait_for("open", connection=1)
     assert opened["session_id"] == "s1" and "after" not in opened and "agent" not in opened
+
+
+def test_an_old_chat_is_not_welcomed_as_a_new_one(chat: ChatPage) -> None:
+    """What was said in it may take a while to come, as when the gateway is away."""
+    peer = Peer(chat, refuse=lambda _: None)
+    welcome = chat.page.locator("#welcome")
+    chat.page.goto(f"{ORIGIN}/#session=s7")
+    opened = peer.wait_for("open")
+    chat.page.evaluate("new Promise(requestAnimationFrame)")
+    expect(welcome).to_be_hidden()
+    peer.open(opened)
+    expect(welcome).to_be_visible()
+
+
+def test_a_new_chat_has_no_link_before_it_is_opened(chat: ChatPage) -> None:
+    """The old one's would lead elsewhere."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    link = chat.page.locator("#link")
+    expect(link).to_have_attribute("href", "/#session=s1")
+    peer.refuse = lambda _: None
+    chat.page.get_by_role("button", name="New chat").click()
+    expect(link).to_be_hidden()
+    peer.open(peer.wait_for("open", connection=1))
+    expect(link).to_have_attribute("href", "/#session=s2")
+    expect(link).to_be_visible()
 
 
 def test_an_unanswered_message_goes_out_again_under_its_id(chat: ChatPage) -> None:
