@@ -26,7 +26,7 @@ const SUGGESTIONS = ["Hello there", "/slow", "/ask", "/tool", "/burst 1000"];
 
 const agent = new URLSearchParams(location.search).get("agent") || "demo";
 const input = /** @type {HTMLTextAreaElement} */ (byId("input"));
-const view = new View({ retry, answer });
+const view = new View({ retry, discard, answer });
 
 /** @type {NoobleSession} */
 let session;
@@ -151,8 +151,15 @@ function submit(text, id = newId()) {
 
 /** @param {import("./conversation.js").Waiting} message */
 function retry(message) {
-  conversation.waiting = conversation.waiting.filter(({ id }) => id !== message.id);
+  conversation.discard(message);
   submit(message.text, message.repeatable ? message.id : undefined);
+}
+
+/** @param {import("./conversation.js").Waiting} message */
+function discard(message) {
+  conversation.discard(message);
+  redraw();
+  input.focus();
 }
 
 /** A closed session again; one that is gone cannot come back, so a new one. */

@@ -138,6 +138,11 @@ export class Conversation {
     this.waiting = [...this.waiting.filter(({ id }) => id !== message.id), message];
   }
 
+  /** The user gives a message up. @param {Waiting} message */
+  discard(message) {
+    this.waiting = this.waiting.filter(({ id }) => id !== message.id);
+  }
+
   /** The server has it. @param {string} id @param {import("./nooble.js").Ack} ack */
   taken(id, ack) {
     const runId = ack.run_id ?? "";

@@ -38,7 +38,8 @@ export class QuestionForm {
     const answer = (/** @type {any} */ entry, /** @type {string} */ said) => {
       const focused = fieldset.contains(document.activeElement);
       fieldset.disabled = true;
-      this.answers.set(question.id, { entry: { interruptId: question.id, ...entry }, said });
+      const answered = question.message ? `${question.message} ${said}` : said;
+      this.answers.set(question.id, { entry: { interruptId: question.id, ...entry }, said: answered });
       // What is disabled loses the focus: it goes on to what is to be answered or written next.
       const next = /** @type {HTMLElement | null} */ (this.element.querySelector(OPEN_CONTROL));
       if (focused) (next ?? byId("input")).focus();

@@ -16,7 +16,8 @@ const BOTTOM_PX = 48;
 
 export class View {
   /**
-   * @param {{retry: (message: Waiting) => void, answer: (entries: any[], said: string) => void}} actions
+   * @param {{retry: (message: Waiting) => void, discard: (message: Waiting) => void,
+   *   answer: (entries: any[], said: string) => void}} actions
    */
   constructor(actions) {
     this.actions = actions;
@@ -112,8 +113,9 @@ export class View {
       element.append(create("p", "caption", text));
     } else {
       const retry = button("Send again", "link", () => this.actions.retry(message));
+      const discard = button("Discard", "link", () => this.actions.discard(message));
       const problem = create("p", "problem", `${message.problem} `);
-      problem.append(retry);
+      problem.append(retry, " ", discard);
       element.append(problem);
     }
   }
@@ -143,7 +145,7 @@ export class View {
     container.replaceChildren(...(this._form ? [this._form.element] : []));
     byId("input").setAttribute(
       "placeholder",
-      key ? "Answer above, or write a message to drop the question" : "Write a message",
+      key ? "Answer above, or move on" : "Write a message",
     );
   }
 

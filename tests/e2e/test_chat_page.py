@@ -207,6 +207,19 @@ def test_a_refused_message_can_be_sent_again(chat: ChatPage) -> None:
     assert peer.wait_for("message") == first
 
 
+def test_a_refused_message_can_be_given_up(chat: ChatPage) -> None:
+    """Else it would stand below all that is said later."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    chat.say("hello")
+    first = peer.wait_for("message")
+    peer.send(type="error", re=first["id"], code="unavailable", message="try later", retryable=True)
+    chat.page.get_by_role("button", name="Discard").click()
+    expect(chat.waiting).to_have_count(0)
+    expect(chat.input).to_be_focused()
+
+
 def test_goaway_is_honoured(chat: ChatPage) -> None:
     """A draining node says when to come back, and the page comes back then, and says so."""
     peer = Peer(chat)
@@ -411,6 +424,8 @@ def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
         {"interrupt_id": "d", "status": "resolved", "payload": {"sides": 3}},
         {"interrupt_id": "e", "status": "cancelled"},
     ]
+    peer.send(type="ack", re=peer.wait_for("answer")["id"], status="accepted", run_id="r2")
+    expect(chat.notes).to_contain_text("You answered: Sure? No, Which? 2, Name? Ada, ")
 
 
 def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
