@@ -26,7 +26,7 @@ const SUGGESTIONS = ["Hello there", "/slow", "/ask", "/tool", "/burst 1000"];
 
 const agent = new URLSearchParams(location.search).get("agent") || "demo";
 const input = /** @type {HTMLTextAreaElement} */ (byId("input"));
-const view = new View({ retry, answer });
+const view = new View({ retry, discard, answer });
 
 /** @type {NoobleSession} */
 let session;
@@ -43,12 +43,13 @@ let maxFrameBytes = 64 * 1024;
  */
 function begin(sessionId, waiting = []) {
   const before = session;
-  conversation = new Conversation(waiting);
+  conversation = new Conversation(waiting, sessionId !== undefined);
   const current = conversation;
   const handledTools = new Set();
   const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`;
   const mine = new NoobleSession({ url, agent, sessionId });
   session = mine;
+  showLink();
 
   const changed = () => {
     if (current !== conversation) return;
@@ -60,6 +61,7 @@ function begin(sessionId, waiting = []) {
     current.opened(frame);
     maxFrameBytes = frame.limits?.max_frame_bytes ?? maxFrameBytes;
     showAgent(frame.agent);
+    showLink();
     // With a cursor nothing is replaced: what the tools need is here already.
     if (frame.resumed) runTools(mine, current, handledTools);
     changed();
@@ -143,13 +145,21 @@ function submit(text, id = newId()) {
   save();
   view.follow();
   redraw();
+  input.focus(); // the button that was pressed may be gone now
   return true;
 }
 
 /** @param {import("./conversation.js").Waiting} message */
 function retry(message) {
-  conversation.waiting = conversation.waiting.filter(({ id }) => id !== message.id);
+  conversation.discard(message);
   submit(message.text, message.repeatable ? message.id : undefined);
+}
+
+/** @param {import("./conversation.js").Waiting} message */
+function discard(message) {
+  conversation.discard(message);
+  redraw();
+  input.focus();
 }
 
 /** A closed session again; one that is gone cannot come back, so a new one. */
@@ -273,6 +283,10 @@ function showAgent(name) {
   document.title = `${name} · chat`;
   setText(byId("agent"), name);
   setText(byId("welcome-agent"), name);
+}
+
+/** The link to this chat, which a new one has when it is opened. */
+function showLink() {
   const link = /** @type {HTMLAnchorElement} */ (byId("link"));
   link.hidden = !session.sessionId;
   if (session.sessionId) link.href = `${location.pathname}${location.search}#session=${session.sessionId}`;
@@ -335,7 +349,6 @@ byId("composer").addEventListener("submit", (event) => {
   if (!input.value.trim() || !submit(input.value)) return;
   input.value = "";
   grow();
-  input.focus();
 });
 input.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -352,8 +365,12 @@ byId("new").addEventListener("click", () => {
 byId("reconnect").addEventListener("click", () => {
   if (session.status === "closed") revive();
   else session.connect();
+  input.focus();
 });
-byId("alert-close").addEventListener("click", () => view.alert(""));
+byId("alert-close").addEventListener("click", () => {
+  view.alert("");
+  input.focus();
+});
 byId("link").addEventListener("click", (event) => {
   event.preventDefault();
   void copyLink();

@@ -29,8 +29,12 @@ const FAILURES = {
 };
 
 export class Conversation {
-  /** @param {Waiting[]} waiting messages of an earlier life of this page */
-  constructor(waiting = []) {
+  /**
+   * @param {Waiting[]} waiting messages of an earlier life of this page
+   * @param {boolean} unread there may be messages that are yet to come
+   */
+  constructor(waiting = [], unread = false) {
+    this.unread = unread;
     this.transcript = new Transcript();
     /** @type {Item[]} messages, and notes where they happened */
     this.items = [];
@@ -70,6 +74,7 @@ export class Conversation {
 
   /** All becomes what these events say. @param {AgUiEvent[]} events */
   replace(events) {
+    this.unread = false;
     this.transcript.reset([]);
     this._rebuild();
     for (const event of events) this.event(event.runId ?? "", event);
@@ -131,6 +136,11 @@ export class Conversation {
   /** A message of this page, shown before the server has it. @param {Waiting} message */
   add(message) {
     this.waiting = [...this.waiting.filter(({ id }) => id !== message.id), message];
+  }
+
+  /** The user gives a message up. @param {Waiting} message */
+  discard(message) {
+    this.waiting = this.waiting.filter(({ id }) => id !== message.id);
   }
 
   /** The server has it. @param {string} id @param {import("./nooble.js").Ack} ack */

@@ -16,7 +16,8 @@ const BOTTOM_PX = 48;
 
 export class View {
   /**
-   * @param {{retry: (message: Waiting) => void, answer: (entries: any[], said: string) => void}} actions
+   * @param {{retry: (message: Waiting) => void, discard: (message: Waiting) => void,
+   *   answer: (entries: any[], said: string) => void}} actions
    */
   constructor(actions) {
     this.actions = actions;
@@ -32,7 +33,10 @@ export class View {
     const resized = new ResizeObserver(() => this._stick && this._toBottom());
     resized.observe(this.scroller);
     resized.observe(byId("questions"));
-    byId("latest").addEventListener("click", () => this.follow());
+    byId("latest").addEventListener("click", () => {
+      this.follow();
+      this.scroller.focus();
+    });
   }
 
   /** Renders in the next frame, however often it is asked to. @param {() => Conversation} current */
@@ -60,7 +64,7 @@ export class View {
     this._renderRun(conversation);
     this._renderQuestions(conversation);
     const empty = !conversation.items.length && !conversation.waiting.length;
-    byId("welcome").hidden = !empty;
+    byId("welcome").hidden = !empty || conversation.unread;
     if (this._stick) this._toBottom();
   }
 
@@ -109,8 +113,9 @@ export class View {
       element.append(create("p", "caption", text));
     } else {
       const retry = button("Send again", "link", () => this.actions.retry(message));
+      const discard = button("Discard", "link", () => this.actions.discard(message));
       const problem = create("p", "problem", `${message.problem} `);
-      problem.append(retry);
+      problem.append(retry, " ", discard);
       element.append(problem);
     }
   }
@@ -120,7 +125,8 @@ export class View {
     const status = openRun && runs.get(openRun);
     const stop = /** @type {HTMLButtonElement} */ (byId("stop"));
     const stopping = status === "cancelling";
-    if (!status && document.activeElement === stop) byId("input").focus();
+    // A button that is disabled or hidden loses the focus.
+    if ((stopping || !status) && document.activeElement === stop) byId("input").focus();
     stop.hidden = !status;
     stop.disabled = stopping;
     setText(stop, stopping ? "Stopping…" : "Stop");
@@ -139,7 +145,7 @@ export class View {
     container.replaceChildren(...(this._form ? [this._form.element] : []));
     byId("input").setAttribute(
       "placeholder",
-      key ? "Answer above, or write a message to drop the question" : "Write a message",
+      key ? "Answer above, or move on" : "Write a message",
     );
   }
 

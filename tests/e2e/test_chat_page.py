@@ -83,11 +83,12 @@ class Peer:
             if self.refuse is not None:
                 self.refuse(socket)
                 return
-            self._open(frame)
+            self.open(frame)
 
         socket.on_message(on_message)
 
-    def _open(self, frame: Frame) -> None:
+    def open(self, frame: Frame) -> None:
+        """Attaches the page, which sent this `open`."""
         cursor = {"epoch": "e", "seq": self.seq}
         self.send(
             type="opened",
@@ -144,6 +145,33 @@ def test_a_reload_comes_without_a_cursor(chat: ChatPage) -> None:
     assert opened["session_id"] == "s1" and "after" not in opened and "agent" not in opened
 
 
+def test_an_old_chat_is_not_welcomed_as_a_new_one(chat: ChatPage) -> None:
+    """What was said in it may take a while to come, as when the gateway is away."""
+    peer = Peer(chat, refuse=lambda _: None)
+    welcome = chat.page.locator("#welcome")
+    chat.page.goto(f"{ORIGIN}/#session=s7")
+    opened = peer.wait_for("open")
+    chat.page.evaluate("new Promise(requestAnimationFrame)")
+    expect(welcome).to_be_hidden()
+    peer.open(opened)
+    expect(welcome).to_be_visible()
+
+
+def test_a_new_chat_has_no_link_before_it_is_opened(chat: ChatPage) -> None:
+    """The old one's would lead elsewhere."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    link = chat.page.locator("#link")
+    expect(link).to_have_attribute("href", "/#session=s1")
+    peer.refuse = lambda _: None
+    chat.page.get_by_role("button", name="New chat").click()
+    expect(link).to_be_hidden()
+    peer.open(peer.wait_for("open", connection=1))
+    expect(link).to_have_attribute("href", "/#session=s2")
+    expect(link).to_be_visible()
+
+
 def test_an_unanswered_message_goes_out_again_under_its_id(chat: ChatPage) -> None:
     """Whether the server had it is unknown; the same id makes the repetition safe. A reload, too,
     keeps what is not acknowledged."""
@@ -177,6 +205,19 @@ def test_a_refused_message_can_be_sent_again(chat: ChatPage) -> None:
     peer.received[0].clear()
     chat.page.get_by_role("button", name="Send again").click()
     assert peer.wait_for("message") == first
+
+
+def test_a_refused_message_can_be_given_up(chat: ChatPage) -> None:
+    """Else it would stand below all that is said later."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    chat.say("hello")
+    first = peer.wait_for("message")
+    peer.send(type="error", re=first["id"], code="unavailable", message="try later", retryable=True)
+    chat.page.get_by_role("button", name="Discard").click()
+    expect(chat.waiting).to_have_count(0)
+    expect(chat.input).to_be_focused()
 
 
 def test_goaway_is_honoured(chat: ChatPage) -> None:
@@ -383,6 +424,8 @@ def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
         {"interrupt_id": "d", "status": "resolved", "payload": {"sides": 3}},
         {"interrupt_id": "e", "status": "cancelled"},
     ]
+    peer.send(type="ack", re=peer.wait_for("answer")["id"], status="accepted", run_id="r2")
+    expect(chat.notes).to_contain_text("You answered: Sure? No, Which? 2, Name? Ada, ")
 
 
 def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
@@ -400,6 +443,56 @@ def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
     expect(yes).to_be_enabled()
     peer.event({"type": "CUSTOM", "name": "nooble.input_closed", "value": {"reason": "expired"}})
     expect(yes).to_have_count(0)
+
+
+def test_who_has_but_a_keyboard_keeps_the_focus(chat: ChatPage) -> None:
+    """A button that is gone once it was pressed gives the focus to what comes next."""
+    page = chat.page
+
+    def press(name: str) -> None:
+        page.get_by_role("button", name=name, disabled=False).first.focus()
+        page.keyboard.press("Enter")
+
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    press("Hello there")
+    sent = peer.wait_for("message")
+    expect(chat.input).to_be_focused()
+    peer.send(type="error", re=sent["id"], code="unavailable", message="later", retryable=True)
+    press("Send again")
+    expect(chat.waiting).to_have_class("message sending")
+    expect(chat.input).to_be_focused()
+    peer.event({"type": "RUN_STARTED", "runId": "r1"})
+    press("Stop")
+    expect(page.get_by_role("button", name="Stopping")).to_be_disabled()
+    expect(chat.input).to_be_focused()
+    refused = peer.wait_for("cancel")
+    peer.send(type="error", re=refused["id"], code="unavailable", message="later", retryable=True)
+    press("Dismiss")
+    expect(chat.alert).to_be_hidden()
+    expect(chat.input).to_be_focused()
+    ask(
+        peer,
+        {"id": "a", "reason": "x", "message": "Sure?", "responseSchema": {"type": "boolean"}},
+        {"id": "b", "reason": "x", "message": "Name?"},
+    )
+    press("Yes")
+    expect(page.get_by_role("textbox", name="Name?")).to_be_focused()
+    page.keyboard.type("Ada")
+    page.keyboard.press("Enter")
+    peer.wait_for("answer")
+    expect(chat.input).to_be_focused()
+    peer.send(type="goaway", reason="draining", reconnect_in_ms=60_000)
+    peer.sockets[-1].close(code=1012)
+    press("Reconnect now")
+    chat.connected()
+    expect(chat.input).to_be_focused()
+    peer.say("m1", "line\n" * 200)
+    expect(chat.answer).to_contain_text("line")
+    page.locator("#scroller").evaluate("e => { e.scrollTop = 100 }")
+    press("Latest")
+    expect(page.locator("#scroller")).to_be_focused()
 
 
 def test_the_reader_is_not_pulled_down(chat: ChatPage) -> None:
