@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.archive.engines import create_engine
 from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
+from gateway.archive.file import OpenFile
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.context import OF_NOBODY
@@ -62,6 +63,8 @@ class Database:
             UnusableDatabase: for what cannot be one.
         """
         self.where, self._engine = create_engine(place)
+        local = self._engine.dialect.name == "sqlite"
+        self._file = OpenFile(Path(self._engine.url.database or "")) if local else None
         self._tracer = tracer
         self._log = logger.bind(database=self.where, **OF_NOBODY)
         self.breaker = Breaker(
@@ -233,12 +236,16 @@ class Database:
     async def _transaction(self, *, writes: bool) -> AsyncGenerator[AsyncConnection]:
         asked = False
         try:
+            if self._file is not None:
+                self._file.check()
             async with self._engine.connect() as connection:
                 await connection.execution_options(writes=writes)
                 async with connection.begin():
                     asked = True
                     yield connection
                     asked = False
+            if self._file is not None:
+                self._file.used()  # or what was written would be taken for kept
         except PoolTimeoutError:
             raise
         except Exception as error:

@@ -325,6 +325,66 @@ async def test_a_file_that_is_no_database_does_not_stop_the_start(tmp_path: Path
     await database.close()
 
 
+async def test_a_file_that_is_removed_is_written_no_more(
+    local: Database, tmp_path: Path, lines: list[str]
+) -> None:
+    """Guarantee 8: SQLite would go on, and all of it be gone with the process."""
+    key, writer, file = some_session(), Writer(local), tmp_path / "history.db"
+    await writer.write([begun(key), ended(key, T0 + 1)])
+    away = file.rename(tmp_path / "away.db")
+    for _ in range(3):
+        await refused(local)
+    with pytest.raises(HistoryAway) as caught:
+        await local.check()
+    assert "removed or replaced" in caught.value.why
+    with pytest.raises(Unavailable):
+        await reader_of(local).session(key, "ann")
+    assert not file.exists(), "no empty one takes its place"
+    [line] = [line for line in lines if "does not answer" in line]
+    assert f"{file} was removed or replaced" in line
+    away.rename(file)
+    await local.check()
+    await writer.write([ended(key, T0 + 2)])
+    with closing(sqlite3.connect(file)) as other:
+        assert other.execute("SELECT count(*) FROM runs").fetchone() == (2,)
+
+
+async def test_a_file_that_is_replaced_is_used_after_a_restart(
+    local: Database, tmp_path: Path
+) -> None:
+    key, file = some_session(), tmp_path / "history.db"
+    await Writer(local).write([begun(key), ended(key, T0 + 1)])
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(":memory:")) as copy:
+        source.backup(copy)
+        for end in ("", "-wal", "-shm"):
+            (tmp_path / f"history.db{end}").unlink()
+        with closing(sqlite3.connect(file)) as restored:
+            copy.backup(restored)
+    await refused(local)
+    await local.close()
+    restarted = Database(file)
+    await Writer(restarted).write([ended(key, T0 + 2)])
+    assert len(await rows(restarted, runs)) == 2
+    await restarted.close()
+
+
+async def test_what_was_written_while_the_file_went_is_not_taken_for_kept(
+    local: Database, tmp_path: Path
+) -> None:
+    """It would leave the journal."""
+    file = tmp_path / "history.db"
+    await local.check()
+
+    async def write() -> None:
+        async with local.writing() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+            file.unlink()
+
+    with pytest.raises(HistoryAway) as caught:
+        await write()
+    assert "removed or replaced" in caught.value.why
+
+
 async def test_a_cancelled_call_leaves_the_database_usable(database: Database) -> None:
     """A client that goes while its page is read."""
     await Writer(database).write([ended(some_session(), T0 + n) for n in range(200)])
