@@ -26,6 +26,7 @@ from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
 from gateway.session.hub import Hub
+from gateway.session.ports import Clock
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from support.little_archive import LittleArchive
@@ -40,13 +41,15 @@ async def up() -> tuple[bytes, str]:
 class Node:
     """The edges, composed as the gateway composes them."""
 
-    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, limits: ConnectionLimits | None = None, clock: Clock = time.monotonic
+    ) -> None:
         self.bus = LittleBus()
         self.archive = LittleArchive()
         self.probe = CountingProbe()
         self.errors: list[Exception] = []
         self.served: list[tuple[str, str, int]] = []
-        self.wheel = Wheel(time.monotonic, self.report, tick_s=0.02)
+        self.wheel = Wheel(clock, self.report, tick_s=0.02)
         endings = Endings(
             sessions=self.bus,
             erasure=self.bus,
@@ -95,7 +98,7 @@ class Node:
             probe=self.probe,
             sockets=self.probe,
             wheel=self.wheel,
-            clock=time.monotonic,
+            clock=clock,
             limits=limits,
         )
         self.readiness = health.Readiness({"redis": self.ping}, interval_s=0.01)
@@ -151,9 +154,11 @@ class Node:
 
 
 @asynccontextmanager
-async def serving(limits: ConnectionLimits | None = None, **options: object) -> AsyncIterator[Node]:
+async def serving(
+    limits: ConnectionLimits | None = None, clock: Clock = time.monotonic, **options: object
+) -> AsyncIterator[Node]:
     """The node under a real uvicorn on loopback; `options` are uvicorn's."""
-    node = Node(limits)
+    node = Node(limits, clock)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         node.port = listener.getsockname()[1]
