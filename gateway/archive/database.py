@@ -213,6 +213,9 @@ class Database:
         if fault.answered:
             self._answered()
             return
+        if writes and fault.only_writes:  # a locked file, say: of reading that says nothing
+            self.breaker.release()
+            return
         self._away = fault.why
         was = self.breaker.state
         self.breaker.fail()
@@ -226,6 +229,8 @@ class Database:
 
     def _answered(self, *, wrote: bool = False) -> None:
         if wrote:
+            if self._refusal:
+                self._log.info("history is written again")
             self._refusal = ""
             self._count_write(0)
         if self.breaker.state is not BreakerState.CLOSED:

@@ -153,7 +153,7 @@ class Sweep:
             return None  # it stays due: the next sweep reads it anew
         except Fenced:
             return None  # its worker came back
-        self._probe.run_forced(ref, advanced.end)
+        self._probe.run_forced(ref, advanced.agent, advanced.end)
         return following
 
     async def _said(self, ref: RunRef, advanced: Advanced) -> Transcript:

@@ -12,6 +12,12 @@ READ_TIMEOUT_S = 1.0
 """Who looks at the fleet waits no longer for Redis; what was known before is shown then."""
 
 
+UNASKED_S = 10.0
+"""What the others say is asked for so often though nobody looks. Who comes to look because Redis is
+away would find a fleet of one, or of yesterday.
+"""
+
+
 class Others(NamedTuple):
     """What the nodes said last, by node id, and for how long nothing was heard (0: just now)."""
 
@@ -77,6 +83,8 @@ class Fleet:
             self._report("the node could not be summed up", error)
         known = await self._announcements.announce(node, address, self._said)
         self.addresses = {**known, **self._own}
+        if self._clock() - self._heard_at >= UNASKED_S:
+            await self.ask()
 
     async def ask(self) -> Others:
         """What the nodes said last, this one included if it was heard; costs Redis one call."""

@@ -182,7 +182,7 @@ class Probe(Protocol):
         """
         ...
 
-    def run_forced(self, ref: RunRef, code: str) -> None:
+    def run_forced(self, ref: RunRef, agent: str, code: str) -> None:
         """This node ended a run whose deadline had passed."""
         ...
 

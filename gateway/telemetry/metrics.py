@@ -145,10 +145,12 @@ class Telemetry:
                 "a message was refused"
             )
 
-    def run_forced(self, ref: RunRef, code: str) -> None:
+    def run_forced(self, ref: RunRef, agent: str, code: str) -> None:
         """This node ended a run whose deadline had passed."""
         with log_context(tenant_id=ref.tenant, session_id=ref.session_id):
-            logger.bind(run_id=ref.run_id, code=code).warning("a run was ended by force")
+            logger.bind(agent_id=agent, run_id=ref.run_id, code=code).warning(
+                "a run was ended by force"
+            )
 
     def writes_lost(self) -> None:
         """Redis lost writes of a session that this node follows; its clients are told."""

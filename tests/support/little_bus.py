@@ -511,7 +511,7 @@ class CountingProbe:
         self.facts[f"failed {tenant} {role} {code}"] += 1
         self.refused_agents.append(agent)
 
-    def run_forced(self, ref: RunRef, code: str) -> None:
+    def run_forced(self, ref: RunRef, agent: str, code: str) -> None:
         self.facts[f"forced {code}"] += 1
 
     def socket_opened(self) -> None:

@@ -3,7 +3,7 @@
 from support.little_bus import ManualClock
 
 from gateway.session.errors import Unavailable
-from gateway.session.fleet import Fleet
+from gateway.session.fleet import UNASKED_S, Fleet
 
 
 class Board:
@@ -58,6 +58,18 @@ async def test_while_redis_is_away_the_last_known_stays() -> None:
     await one.announce()
     assert one.addresses == {"one": "one:1"}
     assert (await one.ask()).silent_s == 0
+
+
+async def test_who_looks_for_the_first_time_while_redis_is_away_sees_the_fleet() -> None:
+    """That is when somebody looks; and what is shown is said to be old."""
+    board, clock = Board(), ManualClock()
+    one, two = fleet(board, "one", clock), fleet(board, "two", clock)
+    await two.announce()
+    clock.now += UNASKED_S
+    await one.announce()
+    board.down = True
+    clock.now += 7
+    assert await one.ask() == ({"one": b"one", "two": b"two"}, 7)
 
 
 async def test_a_node_that_cannot_sum_itself_up_can_be_scraped() -> None:

@@ -315,13 +315,13 @@ def test_a_forced_end_and_an_agent_that_is_left_alone_are_a_line_each():
     sink = logger.add(lambda line: lines.append((current_ids(), line.record)), level="WARNING")
     try:
         telemetry = Telemetry(version="1")
-        telemetry.run_forced(RunRef("acme", "s1", "r1"), "timeout")
+        telemetry.run_forced(RunRef("acme", "s1", "r1"), "demo", "timeout")
         telemetry.agent_left_alone("acme", "demo")
     finally:
         logger.remove(sink)
     [(forced, record), (alone, other)] = lines
     assert (forced.tenant_id, forced.session_id, alone.tenant_id) == ("acme", "s1", "acme")
-    assert record["extra"] == {"run_id": "r1", "code": "timeout"}
+    assert record["extra"] == {"agent_id": "demo", "run_id": "r1", "code": "timeout"}
     assert other["extra"] == {"agent_id": "demo"}
 
 
