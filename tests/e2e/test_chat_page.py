@@ -34,6 +34,7 @@ class Peer:
         self.snapshot: list[Frame] = []
         self.history: list[list[Frame]] = []
         """What the HTTP API answers of the messages, one request after the other."""
+        self.next_cursor: str | None = None
         self.seq = 0
         chat.page.route(f"{ORIGIN}/**", self._serve)
         chat.page.route_web_socket("ws://chat.test/ws", self._accept)
@@ -65,7 +66,7 @@ class Peer:
         path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
         if path.startswith("/api/"):
             messages = self.history.pop(0) if self.history else []
-            route.fulfill(json={"messages": messages, "next_cursor": None})
+            route.fulfill(json={"messages": messages, "next_cursor": self.next_cursor})
             return
         file = WEB / ("index.html" if path == "/" else path.removeprefix("/web/"))
         route.fulfill(body=file.read_bytes(), content_type=TYPES.get(file.suffix, "text/html"))
@@ -389,6 +390,25 @@ def test_a_stopped_answer_is_called_stopped_and_nothing_else(chat: ChatPage) -> 
     peer.history = [[{"message": message, "run_id": "r1", "outcome": "cancelled"}]]
     chat.page.reload()
     expect(ends).to_have_text(["Stopped"])
+
+
+def test_a_long_chat_says_that_it_is_not_all_there(chat: ChatPage) -> None:
+    """A snapshot is bounded, by messages and by bytes; the history knows whether it has all."""
+    old, new = ({"id": name, "role": "assistant", "content": name} for name in ("old", "new"))
+    earlier = {"message": old, "run_id": "r1", "outcome": "success"}
+    whole = {"message": new, "run_id": "r2", "outcome": "cancelled"}
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [new]}]
+    peer.history, peer.next_cursor = [[whole]], "older"
+    peer.start()
+    said = chat.page.locator("#log .text, #log .note")
+    expect(said).to_have_text(["Earlier messages are not shown", "new", "Stopped"])
+    peer.history, peer.next_cursor = [[earlier, whole]], None
+    chat.page.reload()
+    expect(said).to_have_text(["Earlier messages are not shown", "new", "Stopped"])
+    peer.history = [[whole]]
+    chat.page.reload()
+    expect(said).to_have_text(["new", "Stopped"])
 
 
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
