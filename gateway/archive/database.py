@@ -1,6 +1,5 @@
 """`DATABASE_URL` to a database: bounded calls, one breaker, its faults in our words."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -15,9 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.archive.engines import create_engine
 from gateway.archive.errors import HistoryAway, OldSchema, UnusableDatabase
 from gateway.archive.faults import FAULTS, Fault, NoTransaction, understand
+from gateway.archive.file import OpenFile
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.context import OF_NOBODY
+from gateway.session.patience import Patience
 from gateway.session.probe import UNHEARD, ServiceError, ServiceProbe
 from gateway.session.tracing import UNTRACED, CallTracer
 
@@ -62,6 +63,8 @@ class Database:
             UnusableDatabase: for what cannot be one.
         """
         self.where, self._engine = create_engine(place)
+        local = self._engine.dialect.name == "sqlite"
+        self._file = OpenFile(Path(self._engine.url.database or "")) if local else None
         self._tracer = tracer
         self._log = logger.bind(database=self.where, **OF_NOBODY)
         self.breaker = Breaker(
@@ -177,7 +180,7 @@ class Database:
             failed("circuit_open")
             raise HistoryAway(self._away)
         try:
-            async with asyncio.timeout(timeout_s), self._transaction(writes=writes) as connection:
+            async with Patience(timeout_s), self._transaction(writes=writes) as connection:
                 yield connection
         except PoolTimeoutError:
             breaker.release()  # it is we who are busy
@@ -233,12 +236,16 @@ class Database:
     async def _transaction(self, *, writes: bool) -> AsyncGenerator[AsyncConnection]:
         asked = False
         try:
+            if self._file is not None:
+                self._file.check()
             async with self._engine.connect() as connection:
                 await connection.execution_options(writes=writes)
                 async with connection.begin():
                     asked = True
                     yield connection
                     asked = False
+            if self._file is not None:
+                self._file.used()  # or what was written would be taken for kept
         except PoolTimeoutError:
             raise
         except Exception as error:

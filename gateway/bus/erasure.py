@@ -36,6 +36,11 @@ class RedisErasure:
 
     async def erase(self, key: SessionKey, user: str, *, call_id: str) -> Closed:
         """Ends the session and removes all that it has; its worker is told to stop."""
+        cursor = b"0"
+        while True:
+            [cursor] = await self._scripts.call("erase_runs", keys.session(key), user, cursor)
+            if cursor == b"0":
+                break
         return parse_closed(
             await self._scripts.call(
                 "erase", keys.session(key), user, call_id, replicas=self._ack_replicas

@@ -107,9 +107,12 @@ class RedisJournal:
         )
         count = 0
         for number, size in zip(numbers, sizes, strict=True):
-            if size:
-                key = keys.journal(number)
-                count += (await self._scripts.call("drop_dead", key, tenant, user, session_id))[0]
+            after = b"-" if size else b""
+            while after:
+                dropped, after = await self._scripts.call(
+                    "drop_dead", keys.journal(number), tenant, user, session_id, after
+                )
+                count += dropped
         return count
 
     async def state(self) -> JournalState:

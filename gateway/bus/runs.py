@@ -143,5 +143,18 @@ def finish_arguments(ending: Ending, limits: bytes) -> list[Argument]:
         ending.code,
         limits,
         uuid7(time.time_ns() // 1_000_000),
+        "assistant" if any(map(_by_assistant, ending.messages)) else "-",
         *ending.messages,
     ]
+
+
+class _Said(msgspec.Struct):
+    role: Any = None
+
+
+_said = msgspec.json.Decoder(_Said)
+
+
+def _by_assistant(message: bytes) -> bool:
+    """Not in the script: a message may be large, and nobody is served while it is read there."""
+    return _said.decode(message).role == "assistant"

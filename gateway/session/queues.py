@@ -14,8 +14,9 @@ from gateway.session.model import RunRef
 MOST_OVER = 10_000
 """Runs that are over and may still stand in a queue; of more, workers find out themselves."""
 
-SLICE = 200
-"""So many of them are taken out at once: nobody else is served meanwhile."""
+SLICE = 20
+"""So many of them are taken out at once: nobody else is served meanwhile, and each may stand deep
+in its queue."""
 
 
 class Waiting(NamedTuple):

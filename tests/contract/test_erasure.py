@@ -229,3 +229,26 @@ async def test_large_sessions_are_erased_whole(bus: Bus) -> None:
         await talk.finish(claim, 50)
     await erase(talk)
     assert len(await keys_of(talk)) == 1
+
+
+async def test_thousands_of_finished_runs_are_removed_a_part_at_a_time(talk: Talk) -> None:
+    """Nobody else is served while a script runs."""
+    base = keys.session(talk.key).removeprefix("s:")
+    client: Any = talk.bus.client
+    names = [f"run-{number}" for number in range(3_000)]
+    pipeline = client.pipeline(transaction=False)
+    pipeline.hset(f"d:{base}", mapping={name: f"{name} digest" for name in names})
+    for name in names:
+        pipeline.hset(f"r:{base}:{name}", mapping={"status": "done"})
+    await pipeline.execute()
+    claim = await talk.running()
+    call = ("erase_runs", keys.session(talk.key))
+    assert await talk.bus.scripts.call(*call, "eve", "0") == [b"0"]
+    assert len(await client.keys(f"r:{base}:*")) == 3_001, "another's"
+    [after] = await talk.bus.scripts.call(*call, talk.user, "0")
+    assert after != b"0"
+    assert 1_000 < len(await client.keys(f"r:{base}:*")) < 3_000, "a part of them"
+    await erase(talk)
+    assert len(await keys_of(talk)) == 1
+    with pytest.raises(Fenced):
+        await talk.append(claim, 0, "A")

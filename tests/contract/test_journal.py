@@ -397,6 +397,24 @@ async def test_dead_letters_of_a_user_are_dropped_and_no_others(bus: Bus) -> Non
     assert {others.key, foreign.key} <= left
 
 
+async def test_thousands_of_dead_letters_are_gone_through_a_part_at_a_time(bus: Bus) -> None:
+    """Nobody else is served while a script runs."""
+    number = keys.partition(SessionKey("acme", "thinned"))
+    pipeline: Any = bus.client.pipeline(transaction=False)
+    for user in ["leaver", "stayer"] * 250:
+        pipeline.xadd(keys.dead_letters(number), {"session": "acme:thinned", "user": user})
+    await pipeline.execute()
+    arguments = ("acme", "leaver", "thinned")
+    dropped, after = await bus.scripts.call("drop_dead", keys.journal(number), *arguments, "-")
+    assert 0 < dropped < 50
+    assert after, "there is more"
+    assert await bus.journal.drop_dead(*arguments) == 250 - dropped
+    thinned = SessionKey("acme", "thinned")
+    left = [letter for letter in await bus.journal.dead(1000) if whose(letter) == thinned]
+    assert [letter.fields["user"] for letter in left] == ["stayer"] * 250
+    assert await bus.journal.drop_dead("acme", "stayer", "thinned") == 250
+
+
 def whose(letter: DeadLetter) -> SessionKey:
     tenant, session_id = letter.fields["session"].split(":")
     return SessionKey(tenant, session_id)

@@ -1,6 +1,6 @@
 """From accepted runs to workers: each run waits once, tenants take turns, rings are heard."""
 
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from redis.asyncio import RedisCluster
@@ -139,16 +139,57 @@ async def scripts_us(bus: Bus) -> int:
     return sum(spent.get(f"cmdstat_{name}", {}).get("usec", 0) for name in ("eval", "evalsha"))
 
 
-async def test_thousands_that_end_in_a_deep_queue_hold_up_nobody(bus: Bus) -> None:
-    """No worker came, and all that waited long enough are over at once."""
-    agent = Talk(bus).agent
-    waiting = list(map(keys.reference, refs("acme", 20_000)))
+async def expired(bus: Bus, agent: str, count: int) -> list[str]:
+    """A queue of runs that nobody came for, for ever so long."""
+    waiting = list(map(keys.reference, refs("acme", count)))
     key = keys.waiting(agent)
     base = key.removeprefix("aw:")
     client: Any = bus.client
     await client.hset(key, mapping=dict.fromkeys(waiting, 1))
     await client.rpush(f"aq:{base}:acme", *waiting)
     await client.rpush(f"ar:{base}", "acme")
+    return waiting
+
+
+async def test_thousands_that_nobody_came_for_leave_a_part_at_a_time(bus: Bus) -> None:
+    """In one call they would hold up everybody; and what is dispatched by it waits all the same."""
+    agent = Talk(bus).agent
+    await expired(bus, agent, 5_000)
+    fresh = [RunRef("acme", "session", f"fresh-{number}") for number in range(100)]
+    depths: list[int] = []
+    for ref in fresh:
+        before = await scripts_us(bus)
+        depths.append((await bus.runs.dispatch(ref, agent)).depth)
+        if len(depths) == 1:
+            print(f"{(await scripts_us(bus) - before) / 1000:.1f} ms")  # with `pytest -s`
+    assert 4_800 < depths[0] < 5_000, "a part of them"
+    gone = depths.index(min(depths))
+    assert depths[gone:] == list(range(gone + 1, 101)), "in the end all"
+    assert await bus.runs.take(agent, 200) == fresh
+    assert (await bus.runs.dispatch(fresh[0], agent)).depth == 1
+
+
+async def test_very_many_tenants_are_looked_at_a_part_at_a_time(bus: Bus) -> None:
+    agent = Talk(bus).agent
+    await bus.directory.announce(WorkerInfo("w1", AgentInfo(agent), slots=8, busy=3))
+    tenants = [f"tenant-{number}" for number in range(1_200)]
+    for tenant in tenants:
+        await bus.runs.dispatch(RunRef(tenant, "session", "run"), agent)
+    answer = await bus.scripts.call("survey", keys.waiting(agent), 500)
+    assert len(answer[3]) == 700, "they are left"
+    seen = await load(bus, agent)
+    assert seen[1:4] == (1, 8, 3)
+    assert {tenant: waiting.depth for tenant, waiting in seen.waiting.items()} == dict.fromkeys(
+        tenants, 1
+    )
+
+
+async def test_thousands_that_end_in_a_deep_queue_hold_up_nobody(bus: Bus) -> None:
+    """No worker came, and all that waited long enough are over at once."""
+    agent, client = Talk(bus).agent, cast("Any", bus.client)
+    waiting = await expired(bus, agent, 20_000)
+    key = keys.waiting(agent)
+    base = key.removeprefix("aw:")
     over = refs("acme", 10_000)
     before = await scripts_us(bus)
     for start in range(0, len(over), SLICE):

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
+from redis.asyncio import RedisCluster
 from support.bus import connected_bus
 from support.talk import Talk, event
 
@@ -267,6 +269,35 @@ async def test_finished_runs_leave_a_log_that_is_too_large(redis_url: str) -> No
         kept = await bus.sessions.read(talk.key, Cursor(talk.epoch, first), 100)
         assert len(kept.entries) == page.last_seq - first
         assert 0 < sum(map(len, kept.entries)) <= 2000
+
+
+async def test_very_many_finished_runs_leave_at_once(bus: Bus, redis_url: str) -> None:
+    """One that is as large as a log may be ends, and all before it leave in one step."""
+    talk = Talk(bus)
+    await talk.open()
+    for _ in range(100):
+        await talk.finish(await talk.running())
+    last = (await talk.open()).cursor.seq
+    client: Any = bus.client
+    finished = f"f:{keys.session(talk.key)[2:]}"
+    assert await client.llen(finished) == 100
+    claim = await talk.running()
+    async with connected_bus(redis_url, Limits(log_bytes=2000)) as other:
+        await Talk(other, talk.key).append(claim, 0, *"ABCDEFGHIJKLMNOP")
+        before = await trims(bus)
+        await Talk(other, talk.key).finish(claim, 16)
+        assert await trims(bus) == before + 1
+    assert (await bus.sessions.read(talk.key, Cursor(talk.epoch, last - 1), 1)).status == "trimmed"
+    page = await bus.sessions.read(talk.key, Cursor(talk.epoch, last), 100)
+    assert (page.status, len(page.entries)) == ("ok", 18)
+    assert await client.llen(finished) == 1
+
+
+async def trims(bus: Bus) -> int:
+    """How often the server has cut a log."""
+    where = {"target_nodes": RedisCluster.ALL_NODES} if isinstance(bus.client, RedisCluster) else {}
+    client: Any = bus.client
+    return (await client.info("commandstats", **where)).get("cmdstat_xtrim", {}).get("calls", 0)
 
 
 async def test_the_transcript_is_bounded(redis_url: str) -> None:

@@ -5,6 +5,7 @@ written when it is back, once. Real processes, a real PostgreSQL, and SQLite as 
 import asyncio
 import json
 import resource
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -238,9 +239,24 @@ async def full(file: Path, stack: Stack) -> AsyncIterator[None]:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("fault", [locked, full])
+@asynccontextmanager
+async def removed(file: Path, _stack: Stack) -> AsyncIterator[None]:
+    """Somebody moves it away, and back."""
+    away = shutil.move(file, file.with_name("away.db"))
+    yield
+    shutil.move(away, file)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "error"),
+    [
+        (locked, "history cannot be written", "locked"),
+        (full, "history cannot be written", "disk"),
+        (removed, "the database does not answer", "removed"),
+    ],
+)
 async def test_a_file_that_cannot_be_written_is_told_and_survived(
-    folder: Path, fault: Callable[[Path, Stack], Any]
+    folder: Path, fault: Callable[[Path, Stack], Any], message: str, error: str
 ):
     """Issue 4, point 2: a clear error in log and readiness, no crash, nothing lost."""
     with Stack.running(folder, agent=COUNTING) as stack:
@@ -260,9 +276,8 @@ async def test_a_file_that_cannot_be_written_is_told_and_survived(
         output = stack.nodes[0].output()
         lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         told = [line for line in lines if line["level"] in ("WARNING", "ERROR")]
-        assert any("history cannot be written" in line["message"] for line in told), told
-        words = "locked" if fault is locked else "disk"
-        assert any(words in str(line["context"].get("error")) for line in told), told
+        assert any(message in line["message"] for line in told), told
+        assert any(error in str(line["context"].get("error")) for line in told), told
         assert "Traceback" not in output
     assert sorted(run_ids(file)) == sorted(made)
 

@@ -6,7 +6,10 @@
 -- Returns: how many wait in the tenant's queue now, since when the first of them, in ms
 -- Guarantees: a run waits at most once. A tenant is in the rotation exactly while its queue has
 --       something. A reference may be stale (`claim` decides), but not for ever: what is older than
---       any run may wait leaves here, so that an agent without workers gathers nothing.
+--       any run may wait leaves here, so that an agent without workers gathers nothing; a part at a
+--       time, as nobody else is served meanwhile.
+
+local MOST = 100
 
 local base = string.sub(KEYS[1], 4)
 local queue, rotation = 'aq:' .. base .. ':' .. ARGV[2], 'ar:' .. base
@@ -14,9 +17,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local head = redis.call('LINDEX', queue, 0)
-while head do
-  local since = redis.call('HGET', KEYS[1], head)
-  if since and tonumber(since) > now - tonumber(ARGV[3]) then
+for _ = 1, MOST do
+  local since = head and redis.call('HGET', KEYS[1], head)
+  if not head or since and tonumber(since) > now - tonumber(ARGV[3]) then
     break
   end
   redis.call('LPOP', queue)

@@ -7,6 +7,8 @@
 --       for this user nobody makes the session again while the tombstone is there, also where there
 --       was no session to remove. The journal gets no entry.
 
+local CHUNK = 1000  -- keys that one command takes
+
 local user, call_id = unpack(ARGV)
 local session = get_session()
 local repeated = session.user == '' and erased(user, call_id)
@@ -31,8 +33,11 @@ if session.user ~= '' then
   end
   for _, run_ids in ipairs({ { session.open }, redis.call('LRANGE', K.pending, 0, -1),
     redis.call('HVALS', K.id_runs) }) do
-    for _, run_id in ipairs(run_ids) do
-      redis.call('DEL', run_key(string.match(run_id, '^%S*')))
+    for i, run_id in ipairs(run_ids) do
+      run_ids[i] = run_key(string.match(run_id, '^%S*'))
+    end
+    for i = 1, #run_ids, CHUNK do
+      redis.call('UNLINK', unpack(run_ids, i, math.min(i + CHUNK - 1, #run_ids)))
     end
   end
   redis.call('ZREM', K.due, due_member('expiry'), due_member('input'), due_member('detach'))

@@ -4,7 +4,8 @@
 -- ARGV: run id, claim id, ordinal (events of the run so far), by ('worker' or 'deadline'),
 --       kind letter, terminal event JSON, total output tokens or '', input tokens or '',
 --       interrupts JSON or '', pending tools JSON or '', shared state JSON or '', error code,
---       limits, fresh run id, then the run's messages, each as JSON
+--       limits, fresh run id, role that says something in its messages ('assistant' or '-'), then
+--       they, each as JSON
 -- Returns: the session's next run to dispatch or '', its agent
 -- Guarantees: terminal event, transcript, journal, the session's state and its next run change in
 --       one step; fenced by claim and ordinal, and a deadline must still be there and have
@@ -48,13 +49,13 @@ if ARGV[11] ~= '' then
   session.shared_state = ARGV[11]
 end
 local messages = {}
-for i = 15, #ARGV do
+for i = 16, #ARGV do
   messages[#messages + 1] = ARGV[i]
 end
 local restart = ARGV[12] == 'worker_lost' and run.restartable == '1' and run.status == 'running'
   and tonumber(run.attempt) < limits.max_attempts
 local next_id = end_run(session, run_id, run, limits, { kind = ARGV[5], event = ARGV[6],
   out = rest, into = ARGV[8] ~= '' and ARGV[8] or '0', interrupts = ARGV[9],
-  pending_tools = ARGV[10], code = ARGV[12], messages = messages,
+  pending_tools = ARGV[10], code = ARGV[12], role = ARGV[15], messages = messages,
   restart_as = restart and ARGV[14] })
 return { next_id, session.agent }

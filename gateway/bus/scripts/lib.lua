@@ -202,11 +202,20 @@ end
 -- its bound. The newest stays whatever its size, for clients that are just behind. `log_bytes` counts
 -- all that was ever written, `trimmed_bytes` what has left.
 local function trim_log(max_bytes)
+  local CHUNK = 32
   local sizes = redis.call('HMGET', K.session, 'log_bytes', 'trimmed_bytes')
   local written, left = tonumber(sizes[1]), tonumber(sizes[2])
-  while written - left > max_bytes and redis.call('LLEN', K.finished) > 1 do
-    local last_seq, bytes = string.match(redis.call('LPOP', K.finished), '^(%d+) (%d+)$')
-    left = tonumber(bytes)
+  local most = redis.call('LLEN', K.finished) - 1
+  local count, ends, last_seq, bytes = 0, nil, nil, nil
+  while written - left > max_bytes and count < most do
+    if count % CHUNK == 0 then
+      ends = redis.call('LRANGE', K.finished, count, count + CHUNK - 1)
+    end
+    last_seq, bytes = string.match(ends[count % CHUNK + 1], '^(%d+) (%d+)$')
+    left, count = tonumber(bytes), count + 1
+  end
+  if count > 0 then
+    redis.call('LTRIM', K.finished, count, -1)
     redis.call('XTRIM', K.log, 'MINID', int(tonumber(last_seq) + 1) .. '-0')
     redis.call('HSET', K.session, 'trimmed', last_seq, 'trimmed_bytes', bytes)
   end

@@ -116,8 +116,8 @@ local function get_run(run_id)
   return get(run_key(run_id), unpack(RUN_FIELDS))
 end
 
--- Writes a run's end: terminal event, transcript, journal. `o` has kind, event, messages, out, into,
--- code. What the session does next is the caller's.
+-- Writes a run's end: terminal event, transcript, journal. `o` has kind, event, messages, role, out,
+-- into, code. What the session does next is the caller's.
 local function write_end(session, run_id, run, limits, o)
   local entries = {}
   if run.started == '' then
@@ -125,14 +125,8 @@ local function write_end(session, run_id, run, limits, o)
   end
   local said = o.messages or {}
   add_messages(run_id, said, limits)
-  local role = '-'
-  for _, message in ipairs(said) do
-    if cjson.decode(message).role == 'assistant' then
-      role = 'assistant'
-    end
-  end
   entries[#entries + 1] = emit(session.epoch, run_id, o.kind, o.event,
-    { out = o.out, into = o.into, role = role, task = run.task, since = run.claimed_ms,
+    { out = o.out, into = o.into, role = o.role, task = run.task, since = run.claimed_ms,
       code = header_word(o.code) })
   publish(entries)
 

@@ -4,8 +4,8 @@
 -- KEYS[1]: as in dispatch.lua
 -- ARGV: references
 -- Returns: how many waited
--- Guarantees: cheap even in a deep queue. What is over stands there once, and near its head: the
---       search for it ends where it is found.
+-- Guarantees: cheap even in a deep queue. What is over stands there once, and mostly near its head:
+--       the search for it ends where it is found.
 
 local base = string.sub(KEYS[1], 4)
 local count = 0
