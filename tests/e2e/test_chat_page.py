@@ -263,6 +263,7 @@ def test_a_page_waits_for_an_agent_that_is_not_there_yet(chat: ChatPage) -> None
         peer.send(type="error", re=opened, code="agent_not_found", message="none", retryable=False)
         socket.close(code=4404)
 
+    chat.hasten()
     peer = Peer(chat, refuse=no_agent)
     peer.start()
     expect(chat.status).to_contain_text("There is no agent “demo” yet")
@@ -375,21 +376,17 @@ def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
 
 
 def test_a_stopped_answer_is_called_stopped_and_nothing_else(chat: ChatPage) -> None:
-    """That an answer was cut off is said as long as the history does not say why, and no longer."""
-    message = {
-        "id": "m1",
-        "role": "assistant",
-        "content": "I was",
-        "metadata": {"incomplete": True},
-    }
+    """That an answer was cut off is said where the history does not say why, and only there."""
+    lost, stopped = (
+        {"id": name, "role": "assistant", "content": "I was", "metadata": {"incomplete": True}}
+        for name in ("m1", "m2")
+    )
     peer = Peer(chat)
-    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [message]}]
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [lost, stopped]}]
+    peer.history = [[{"message": stopped, "run_id": "r2", "outcome": "cancelled"}]]
     peer.start()
     ends = chat.page.locator("#log .problem, #log .note")
-    expect(ends).to_have_text(["This answer was cut off."])
-    peer.history = [[{"message": message, "run_id": "r1", "outcome": "cancelled"}]]
-    chat.page.reload()
-    expect(ends).to_have_text(["Stopped"])
+    expect(ends).to_have_text(["This answer was cut off.", "Stopped"])
 
 
 def test_a_long_chat_says_that_it_is_not_all_there(chat: ChatPage) -> None:
