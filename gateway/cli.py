@@ -99,7 +99,7 @@ def chat(
     from gateway.chat import list_conversations, run_chat
 
     settings, _ = _settings()
-    where = url or f"ws://{settings.host}:{settings.port}/ws"
+    where = url or f"ws://{settings.address(settings.port)}/ws"
     if listing:
         raise typer.Exit(list_conversations(where, tenant=tenant))
     again = [sys.argv[0], "chat"]
@@ -129,7 +129,7 @@ def top(
     settings, _ = _settings()
     port = settings.admin_port or settings.port
     try:
-        run_top(url or f"http://{settings.host}:{port}", once=once)
+        run_top(url or f"http://{settings.address(port)}", once=once)
     except CannotStart as error:
         _fail(str(error))
 

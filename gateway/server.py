@@ -145,12 +145,13 @@ class _AdminServer(uvicorn.Server):
         yield
 
 
-def _config(app: ASGIApp, protocol: Any) -> uvicorn.Config:
+def _config(app: ASGIApp, node: Node, sockets: Any) -> uvicorn.Config:
+    http: Any = partial(HttpProtocol, served=node.telemetry.http.served)
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=HttpProtocol,
-        ws=protocol,
+        http=http,
+        ws=sockets,
         ws_max_size=MAX_CLIENT_FRAME_BYTES,
         ws_ping_interval=PING_INTERVAL_S,
         ws_ping_timeout=PING_TIMEOUT_S,
@@ -168,8 +169,8 @@ def _config(app: ASGIApp, protocol: Any) -> uvicorn.Config:
 def create_server(node: Node, drain_s: float) -> Server:
     """A server for the node, to be given a bound socket."""
     # uvicorn calls it, but wants to see a class.
-    protocol: Any = partial(WebSocketProtocol, probe=node.telemetry.sockets)
-    return Server(_config(node.app, protocol), node, drain_s)
+    sockets: Any = partial(WebSocketProtocol, probe=node.telemetry.sockets)
+    return Server(_config(node.app, node, sockets), node, drain_s)
 
 
 @asynccontextmanager
@@ -178,7 +179,7 @@ async def _serving_admin(node: Node, listener: socket.socket | None) -> AsyncGen
     if listener is None or node.admin_app is None:
         yield
         return
-    server = _AdminServer(_config(node.admin_app, "none"))
+    server = _AdminServer(_config(node.admin_app, node, "none"))
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
         yield

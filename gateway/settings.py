@@ -84,6 +84,10 @@ class Settings(BaseSettings):
         Literal["auto", "json", "text"], Field(validation_alias="GATEWAY_LOG_FORMAT")
     ] = "auto"
 
+    def address(self, port: int) -> str:
+        """Where a port of this gateway is found, as it stands in a URL."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
     @field_validator("database_url", "otlp_endpoint", "admin_port", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:

@@ -25,6 +25,7 @@ from gateway.telemetry.overview import ILL, SHOWN, AgentRow, NodeRow, Overview, 
 EVERY_S = 2.0
 _TIMEOUT_S = 5.0
 _MAX_BYTES = 8 * 1024 * 1024
+_NOT_FOUND = 404
 _BARS = " ▁▂▃▄▅▆▇█"
 _BAR_COUNT = 30
 _NUMBERS = (
@@ -82,9 +83,8 @@ def _ask(url: str) -> Overview:
             return msgspec.json.decode(response.read(_MAX_BYTES), type=Overview)
     except HTTPError as error:
         error.close()
-        raise NoAnswer(
-            f"{where}: the gateway answers {error.code}; with GATEWAY_ADMIN_PORT it is on that port"
-        ) from None
+        hint = "; with GATEWAY_ADMIN_PORT it is on that port" if error.code == _NOT_FOUND else ""
+        raise NoAnswer(f"{where}: the gateway answers {error.code}{hint}") from None
     except (OSError, HTTPException, ValueError, msgspec.MsgspecError) as error:
         reason = getattr(error, "reason", error)
         raise NoAnswer(f"{where}: no answer ({reason}); --url names the gateway") from None

@@ -176,7 +176,6 @@ class ClientCore:
         """
         self._open_id = open_id
         self._attached = False
-        self._goaway_s = self._refused_s = self._limited_s = None
         new = self.session_id is None
         return Open(
             id=open_id,
@@ -253,12 +252,15 @@ class ClientCore:
             return GiveUp(code, policy)
         if attached_s >= STABLE_AFTER_S:
             self._failures = 0
-        if self._goaway_s is not None:
-            return Retry(max(0.0, self._goaway_s))
+        goaway_s, refused_s, limited_s = self._goaway_s, self._refused_s, self._limited_s
+        # It was said of the connection that ended: further attempts, which may fail, back off.
+        self._goaway_s = self._refused_s = self._limited_s = None
+        if goaway_s is not None:
+            return Retry(max(0.0, goaway_s))
         if retry_after_s is None:
-            retry_after_s = self._refused_s
+            retry_after_s = refused_s
         if retry_after_s is None and policy is Reconnect.AFTER_DELAY:
-            retry_after_s = self._limited_s
+            retry_after_s = limited_s
         ceiling_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(self._failures, 16))
         self._failures += 1
         return Retry(max(0.0, retry_after_s or 0.0) + random * ceiling_s)

@@ -1,6 +1,5 @@
 """`DATABASE_URL` to a database: bounded calls, one breaker, its faults in our words."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from gateway.archive.file import OpenFile
 from gateway.archive.schema import VERSION
 from gateway.session.breaker import Breaker, BreakerState
 from gateway.session.context import OF_NOBODY
+from gateway.session.patience import Patience
 from gateway.session.probe import UNHEARD, ServiceError, ServiceProbe
 from gateway.session.tracing import UNTRACED, CallTracer
 
@@ -180,7 +180,7 @@ class Database:
             failed("circuit_open")
             raise HistoryAway(self._away)
         try:
-            async with asyncio.timeout(timeout_s), self._transaction(writes=writes) as connection:
+            async with Patience(timeout_s), self._transaction(writes=writes) as connection:
                 yield connection
         except PoolTimeoutError:
             breaker.release()  # it is we who are busy

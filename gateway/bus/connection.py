@@ -1,6 +1,5 @@
 """`REDIS_URL` to a client, and what is checked before anything is served."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from redis.exceptions import AuthenticationError, RedisClusterException, RedisEr
 
 from gateway.session.errors import CannotStart
 from gateway.session.masking import mask
+from gateway.session.patience import Patience
 
 Client = Redis | RedisCluster
 
@@ -89,13 +89,13 @@ def create_client(url: str, reconnects: Reconnects | None = None) -> Client:
     return Redis.from_pool(pool)
 
 
-def in_time() -> asyncio.Timeout:
+def in_time() -> Patience:
     """Bounds the wait for an answer; to be entered around every call of the client.
 
     Raises:
         TimeoutError: the answer did not come; what was asked may have happened.
     """
-    return asyncio.timeout(_ANSWER_TIMEOUT_S)
+    return Patience(_ANSWER_TIMEOUT_S)
 
 
 def create_connection(client: Client, channel: str) -> AbstractConnection:

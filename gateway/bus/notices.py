@@ -27,6 +27,7 @@ from gateway.bus.connection import Client, create_connection, in_time
 from gateway.bus.scripts import FAULTS
 from gateway.session.errors import Unavailable
 from gateway.session.model import SessionKey
+from gateway.session.patience import Patience
 
 _CONFIRM_TIMEOUT_S = 3.0
 _PROBE_S = 5.0
@@ -121,7 +122,7 @@ class RedisNotices:
         channel.followers.append(follower)
         try:
             try:
-                async with asyncio.timeout(_CONFIRM_TIMEOUT_S):
+                async with Patience(_CONFIRM_TIMEOUT_S):
                     await channel.confirmed.wait()
             except TimeoutError:
                 raise Unavailable from None
@@ -246,7 +247,7 @@ class _Link:
             await asyncio.sleep(0)  # sending alone does not yield
 
     async def _watch(self) -> None:
-        async with asyncio.timeout(_CONFIRM_TIMEOUT_S):
+        async with Patience(_CONFIRM_TIMEOUT_S):
             await self._probe.confirmed.wait()
         while True:
             self._heard.clear()
@@ -258,7 +259,7 @@ class _Link:
                 await asyncio.sleep(min(_PROBE_S, _AGAIN_S))
             else:
                 # Any push will do: under load our own may wait behind many.
-                async with asyncio.timeout(_ECHO_TIMEOUT_S):
+                async with Patience(_ECHO_TIMEOUT_S):
                     await self._heard.wait()
                 self._hears = True
                 self._pause_s = _BACKOFF_S[0]

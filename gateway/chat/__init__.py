@@ -22,6 +22,7 @@ from gateway.chat.conversation import Conversation
 from gateway.chat.earlier import Earlier, Unlisted
 from gateway.chat.terminal import Lines, Screen
 from gateway.client import Disconnected, Session, connect, follow
+from protocol.codes import ErrorCode
 
 CONNECT_TIMEOUT_S = 15.0
 _UNREACHABLE = 1006
@@ -121,6 +122,8 @@ async def _entered(
     except Disconnected as error:
         if error.code == _UNREACHABLE:
             raise _NotOpened(f"no gateway answers at {url}; is `make run` running?") from None
+        if error.error is not None and error.error.code == ErrorCode.AGENT_NOT_FOUND:
+            raise _NotOpened(f"{error.error.message} at {url}; is its worker running?") from None
         why = str(error)
     except ValueError as error:
         why = str(error)

@@ -346,7 +346,9 @@ class Connection:
     def _refuse(self, frame: ClientFrame, refused: Refused) -> None:
         """A frame is refused; without a session there is nothing to stay for."""
         self._outbox.put(refusal(frame, refused))
-        self._edge.probe.message_failed(self._tenant, role_of(frame), refused.code)
+        asked = frame.agent if isinstance(frame, Open) else None
+        agent = self._view.agent if self._view is not None else asked or ""
+        self._edge.probe.message_failed(self._tenant, role_of(frame), refused.code, agent)
         if isinstance(frame, Open | Close) and refused.code != ErrorCode.INTERNAL:
             self._outbox.finish(close_code_of(refused.code))
 

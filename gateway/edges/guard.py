@@ -5,6 +5,7 @@ may make its own name resolve to 127.0.0.1 (DNS rebinding), after which it *is* 
 first is told by `Origin`, the second by `Host`. Programs send no `Origin` and are not concerned.
 """
 
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from gateway.session.errors import Refused
 from protocol.codes import ErrorCode
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""The names that this machine has for itself."""
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:/?#@\s\[\]]+)(?::(\d{1,5}))?")
 _PORTS = {"http": 80, "https": 443}
@@ -28,7 +30,9 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: frozenset[str] | None) -> None:
-        """`allowed_hosts` are names without a port; None allows any."""
+        """`allowed_hosts` are names without a port; None allows any. Loopback addresses always are:
+        no name resolves to what a browser calls by its address.
+        """
         self._app = app
         self._allowed_hosts = allowed_hosts
 
@@ -48,7 +52,9 @@ class Guard:
         if len(hosts) > 1:
             return "a request has one Host header"
         host = _HOST.fullmatch("".join(hosts).lower())
-        if self._allowed_hosts is not None and (host is None or host[1] not in self._allowed_hosts):
+        if self._allowed_hosts is not None and (
+            host is None or not (host[1] in self._allowed_hosts or _is_loopback(host[1]))
+        ):
             names = ", ".join(sorted(self._allowed_hosts))
             return f"this gateway answers to the following names only: {names}"
         origin = headers.get("origin")
@@ -57,6 +63,13 @@ class Guard:
         if host is None or not _same(origin, host[1], host[2]):
             return "requests from other sites are not allowed"
         return None
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _same(origin: str, name: str, port: str | None) -> bool:

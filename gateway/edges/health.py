@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.session.patience import Patience
+
 OnChange = Callable[[bool, Mapping[str, str]], None]
 """Told whether the node is ready, and `ok` or `error` by dependency."""
 
@@ -80,7 +82,7 @@ class Readiness:
 
     async def _look(self, name: str, check: Check) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with Patience(self._timeout_s):
                 await check()
         except Exception as error:  # noqa: BLE001 - any failure means that it is not well
             self._failures[name] += 1

@@ -1,7 +1,8 @@
 """Counts and times HTTP requests, by the template of their route.
 
 One that breaks counts as a 500, though its answer may have begun well; of one whose client leaves,
-the status that it was sent counts, or else 499.
+the status that it was sent counts, or else 499. What is refused ahead of the application (400, 431,
+and 408 for what does not come, which is not answered) is counted by `HttpProtocol`.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,9 @@ Served = Callable[[str, str, int, float], None]
 """Hears the method, the template, the status and the seconds to the end of the answer."""
 
 UNMATCHED = "unmatched"
+REFUSED = "nooble.refused"
+"""In the ASGI scope: the status with which a request ended in its body, by the protocol."""
+
 _BROKE, _CLIENT_IS_GONE = 500, 499
 
 
@@ -46,7 +50,9 @@ class HttpMetrics:
             raise
         finally:
             seconds = self._clock() - started
-            self._served(scope["method"], template_of(scope), status or _CLIENT_IS_GONE, seconds)
+            if status in (0, _CLIENT_IS_GONE):
+                status = scope.get(REFUSED, _CLIENT_IS_GONE)
+            self._served(scope["method"], template_of(scope), status, seconds)
 
 
 def template_of(scope: Scope) -> str:

@@ -1,13 +1,15 @@
 """What uvicorn's HTTP protocol lacks against a peer that means no good, or is merely broken: a head
 that never ends, or never comes, is bounded in bytes and in time, and so is what it does not read.
+And what the application never hears of, since it is refused here, is counted here.
 """
 
 import asyncio
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.edges.http_metrics import REFUSED, UNMATCHED, Served
 from gateway.edges.socket import SLICE_BYTES, keep_little_in_kernel
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ MAX_PIPELINED = 16
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with bounds on what precedes and surrounds a request's body.
 
-    To be given to uvicorn as `http=HttpProtocol`.
+    To be given to uvicorn as `http=partial(HttpProtocol, served=...)`.
     """
 
     def __init__(
@@ -42,9 +44,15 @@ class HttpProtocol(HttpToolsProtocol):
         server_state: "ServerState",
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        served: Served,
     ) -> None:
-        """As uvicorn calls it."""
+        """As uvicorn calls it, and `served`, which hears of what is refused here."""
         super().__init__(config, server_state, app_state, _loop)
+        self._served = served
+        self._part: Literal["none", "head", "body"] = "none"  # of a request: what is awaited
+        self._method = ""
+        self._began_at = self.loop.time()
         self._head_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -103,8 +111,16 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._part, self._method = "head", ""
+        self._began_at = self.loop.time()
         self._head_bytes = 0
         self._expect_within(HEAD_TIMEOUT_S)
+
+    def on_url(self, url: bytes) -> None:
+        """Some of its path; before that, the parser's method is none of this request."""
+        super().on_url(url)
+        parser: Any = self.parser
+        self._method = parser.get_method().decode()
 
     def on_headers_complete(self) -> None:
         """A head is complete.
@@ -116,6 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise ConnectionError("too many requests on one connection")
         self._expect_within(BODY_TIMEOUT_S)
         super().on_headers_complete()
+        self._part = "body"  # the application knows of it
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body, which is the application's to bound."""
@@ -124,17 +141,35 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is complete."""
+        self._part = "none"
         self._head_bytes = 0
         self._expect_nothing()
         super().on_message_complete()
 
-    # --- bounds -----------------------------------------------------------------------------------
+    # --- refusals ---------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn calls it: what came is no request."""
+        self._count_refused(HTTPStatus.BAD_REQUEST)
+        super().send_400_response(msg)
 
     def _refuse_head(self) -> None:
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        self._count_refused(status)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: 0\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n")
         self.transport.close()
+
+    def _count_refused(self, status: HTTPStatus) -> None:
+        """Once: a request that ends in its body is counted behind the application."""
+        if self._part == "body":
+            scope: Any = self.scope
+            scope[REFUSED] = status.value
+        else:
+            took_s = self.loop.time() - self._began_at
+            self._served(self._method, UNMATCHED, status.value, took_s)
+
+    # --- bounds -----------------------------------------------------------------------------------
 
     def _expect_within(self, timeout_s: float) -> None:
         self._expect_nothing()
@@ -157,5 +192,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if self.flow.read_paused:  # by ourselves: the peer is not late
             self._expect_within(HEAD_TIMEOUT_S)
-        else:
-            self.transport.abort()
+            return
+        if self._part != "none":  # else it is a connection that nobody used
+            self._count_refused(HTTPStatus.REQUEST_TIMEOUT)
+        self.transport.abort()

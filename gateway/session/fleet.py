@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from gateway.session.errors import Unavailable
+from gateway.session.patience import Patience
 from gateway.session.ports import Announcements, Clock
 
 READ_TIMEOUT_S = 1.0
@@ -80,7 +81,7 @@ class Fleet:
     async def ask(self) -> Others:
         """What the nodes said last, this one included if it was heard; costs Redis one call."""
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with Patience(READ_TIMEOUT_S):
                 self._summaries = await self._announcements.summaries()
         except (TimeoutError, Unavailable):
             return Others(self._summaries, max(self._clock() - self._heard_at, 0.001))

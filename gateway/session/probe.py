@@ -175,8 +175,11 @@ class Probe(Protocol):
         """A tenant's runs of an agent failed in a row: its breaker has opened."""
         ...
 
-    def message_failed(self, tenant: str, role: Role, code: str) -> None:
-        """A frame or request was refused; role `system` where it was no message."""
+    def message_failed(self, tenant: str, role: Role, code: str, agent: str = "") -> None:
+        """A frame or request was refused; role `system` where it was no message.
+
+        `agent` is whom it was for, where that is known.
+        """
         ...
 
     def run_forced(self, ref: RunRef, code: str) -> None:

@@ -60,7 +60,10 @@ class Span(Protocol):
 
 
 class Accepting(Span, Protocol):
-    """A message on its way into Redis. Its `traceparent` is what the run's record carries."""
+    """A message on its way into Redis. Its `traceparent` is what the run's record carries.
+
+    With an exception it made no run, if it is a refusal; of what Redis did not answer nobody knows.
+    """
 
     def accepted(self) -> None:
         """It has made its run, whose span goes on until `Tracer.run_ended`."""

@@ -120,17 +120,19 @@ class Telemetry:
         with log_context(tenant_id=tenant):
             logger.bind(agent_id=agent).warning("an agent fails in a row and is left alone")
 
-    def message_failed(self, tenant: str, role: Role, code: str) -> None:
+    def message_failed(self, tenant: str, role: Role, code: str, agent: str = "") -> None:
         """A frame or request was refused. Who has no principal yet has no tenant."""
         if tenant:
             self._of_tenant(self._tenants.admit(tenant)).failures.failed(role, code)
         else:
             self._of_nobody.failed(role, code)
         if code in SERVERS:
-            self._say_refused(tenant, code)
+            self._say_refused(tenant, code, agent)
 
-    def _say_refused(self, tenant: str, code: str) -> None:
-        """One line a second for each tenant and code, with how many were not said before."""
+    def _say_refused(self, tenant: str, code: str, agent: str) -> None:
+        """One line a second for each tenant and code, with how many were not said before, of
+        whichever agent.
+        """
         key = self._tenants.find(tenant) if tenant else catalogue.NO_TENANT, code
         now = time.monotonic()
         said_at, unsaid = self._refusals.get(key, (float("-inf"), 0))
@@ -139,7 +141,9 @@ class Telemetry:
             return
         self._refusals[key] = now, 0
         with log_context(tenant_id=tenant or None):
-            logger.bind(code=str(code), suppressed=unsaid).warning("a message was refused")
+            logger.bind(agent_id=agent or None, code=str(code), suppressed=unsaid).warning(
+                "a message was refused"
+            )
 
     def run_forced(self, ref: RunRef, code: str) -> None:
         """This node ended a run whose deadline had passed."""

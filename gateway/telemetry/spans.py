@@ -21,7 +21,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.session.context import current_ids, put_ids
-from gateway.session.errors import Fenced, Refused
+from gateway.session.errors import Fenced, Refused, Rejected, Unavailable
 from gateway.session.model import AgentInfo, Claim, RunRef, SessionKey
 from gateway.session.tracing import NO_SPAN, Accepting, Fact, Span
 
@@ -326,13 +326,25 @@ class _Accepting(_Current):
         error: BaseException | None,
         stack: TracebackType | None,
     ) -> None:
+        goes_on = self._accepted or not self._run.is_recording()  # or its end has passed
+        if not goes_on and _is_refusal(error):
+            self.made_none("refused", "")
+        elif not goes_on and error is not None:
+            self._run.set_attribute(_STATUS, "unknown")
         super().__exit__(kind, error, stack)
-        if self._accepted:
+        if goes_on:
             return
         self._forget()
         if isinstance(error, Exception):
             _fail(self._run, _type_of(error))
         self._run.end()
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """True when it made no run for certain: what Redis did not answer may have happened."""
+    if isinstance(error, Unavailable):
+        return isinstance(error, Rejected)
+    return isinstance(error, Refused)
 
 
 def _within(traceparent: str) -> Context:

@@ -26,7 +26,7 @@ const SUGGESTIONS = ["Hello there", "/slow", "/ask", "/tool", "/burst 1000"];
 
 const agent = new URLSearchParams(location.search).get("agent") || "demo";
 const input = /** @type {HTMLTextAreaElement} */ (byId("input"));
-const view = new View({ retry, answer });
+const view = new View({ retry, discard, answer });
 
 /** @type {NoobleSession} */
 let session;
@@ -43,12 +43,13 @@ let maxFrameBytes = 64 * 1024;
  */
 function begin(sessionId, waiting = []) {
   const before = session;
-  conversation = new Conversation(waiting);
+  conversation = new Conversation(waiting, sessionId !== undefined);
   const current = conversation;
   const handledTools = new Set();
   const url = `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws`;
   const mine = new NoobleSession({ url, agent, sessionId });
   session = mine;
+  showLink();
 
   const changed = () => {
     if (current !== conversation) return;
@@ -60,6 +61,7 @@ function begin(sessionId, waiting = []) {
     current.opened(frame);
     maxFrameBytes = frame.limits?.max_frame_bytes ?? maxFrameBytes;
     showAgent(frame.agent);
+    showLink();
     // With a cursor nothing is replaced: what the tools need is here already.
     if (frame.resumed) runTools(mine, current, handledTools);
     changed();
@@ -80,7 +82,8 @@ function begin(sessionId, waiting = []) {
   mine.on("notice", (frame) => {
     if (frame.type === "reset") current.reset(frame);
   });
-  mine.on("error", (error) => view.alert(sentence(error)));
+  // The status line says that there is no agent.
+  mine.on("error", (error) => isAbsent(error) || view.alert(sentence(error)));
 
   before?.disconnect();
   for (const message of waiting) if (message.state === "sending") transmit(message);
@@ -142,13 +145,21 @@ function submit(text, id = newId()) {
   save();
   view.follow();
   redraw();
+  input.focus(); // the button that was pressed may be gone now
   return true;
 }
 
 /** @param {import("./conversation.js").Waiting} message */
 function retry(message) {
-  conversation.waiting = conversation.waiting.filter(({ id }) => id !== message.id);
+  conversation.discard(message);
   submit(message.text, message.repeatable ? message.id : undefined);
+}
+
+/** @param {import("./conversation.js").Waiting} message */
+function discard(message) {
+  conversation.discard(message);
+  redraw();
+  input.focus();
 }
 
 /** A closed session again; one that is gone cannot come back, so a new one. */
@@ -222,15 +233,17 @@ function showStatus(status, detail) {
   clearInterval(countdown);
   closedPolicy = detail.policy ?? "";
   const line = byId("status");
+  const again = status === "connecting" && line.dataset.status === "waiting";
   line.dataset.status = status;
   const reconnect = byId("reconnect");
   reconnect.hidden = status !== "waiting" && !(status === "closed" && detail.policy !== "with a new session");
-  setText(reconnect, status === "closed" ? "Try again" : "Reconnect now");
+  setText(reconnect, status === "closed" ? "Try again" : isAbsent(detail.error) ? "Try now" : "Reconnect now");
   setText(byId("countdown"), "");
-  setText(byId("status-text"), statusText(status, detail));
+  // Why it connects again holds still, and is not read aloud anew each time.
+  if (!again) setText(byId("status-text"), statusText(status, detail));
   // The status line says why.
   if (status === "open" || status === "closed") view.alert("");
-  if (status === "waiting") countDown(Date.now() + detail.afterMs);
+  if (status === "waiting" && !isAbsent(detail.error)) countDown(Date.now() + detail.afterMs);
   if (status === "closed" && conversation.runs.size) {
     view.alert("The connection was closed before the answer was complete.");
   }
@@ -240,13 +253,18 @@ function showStatus(status, detail) {
 function statusText(status, { code, reason, policy, error }) {
   if (status === "connecting") return "Connecting";
   if (status === "open") return "Connected";
+  if (isAbsent(error)) return `There is no agent “${agent}” yet. This page waits for it.`;
   if (status === "waiting") return "Reconnecting";
-  if (error?.code === "agent_not_found") return `There is no agent “${agent}”`;
   if (policy === "with a new session") {
     const what = code === 4410 ? "This chat has ended." : "This chat no longer exists.";
     return `${what} Your next message starts a new one.`;
   }
   return `Closed: ${error?.message || reason || CLOSED[code] || `code ${code}`}`;
+}
+
+/** No worker has ever served this agent. @param {import("./nooble.js").NoobleError} [error] */
+function isAbsent(error) {
+  return error?.code === "agent_not_found";
 }
 
 /** @param {number} at */
@@ -265,6 +283,10 @@ function showAgent(name) {
   document.title = `${name} · chat`;
   setText(byId("agent"), name);
   setText(byId("welcome-agent"), name);
+}
+
+/** The link to this chat, which a new one has when it is opened. */
+function showLink() {
   const link = /** @type {HTMLAnchorElement} */ (byId("link"));
   link.hidden = !session.sessionId;
   if (session.sessionId) link.href = `${location.pathname}${location.search}#session=${session.sessionId}`;
@@ -327,7 +349,6 @@ byId("composer").addEventListener("submit", (event) => {
   if (!input.value.trim() || !submit(input.value)) return;
   input.value = "";
   grow();
-  input.focus();
 });
 input.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -344,8 +365,12 @@ byId("new").addEventListener("click", () => {
 byId("reconnect").addEventListener("click", () => {
   if (session.status === "closed") revive();
   else session.connect();
+  input.focus();
 });
-byId("alert-close").addEventListener("click", () => view.alert(""));
+byId("alert-close").addEventListener("click", () => {
+  view.alert("");
+  input.focus();
+});
 byId("link").addEventListener("click", (event) => {
   event.preventDefault();
   void copyLink();

@@ -9,7 +9,8 @@
  * @typedef {{id: string, text: string, whenBusy?: "interrupt", state: "sending"|"taken"|"failed",
  *   runId?: string, problem?: string, repeatable?: boolean}} Waiting
  *   A user message that no run has begun to answer. `repeatable`: the same id may be sent again.
- * @typedef {{key: string, message: Message} | {key: string, note: Note}} Item
+ * @typedef {{key: string, message: Message, explained?: boolean} | {key: string, note: Note}} Item
+ *   `explained`: a note says how its run ended.
  * @typedef {{kind: "error"|"stopped"|"usage"|"answer", text: string}} Note
  * @typedef {{message: Message, run_id: string, code?: string,
  *   outcome?: "success"|"interrupt"|"cancelled"|"error"}} Past
@@ -28,8 +29,12 @@ const FAILURES = {
 };
 
 export class Conversation {
-  /** @param {Waiting[]} waiting messages of an earlier life of this page */
-  constructor(waiting = []) {
+  /**
+   * @param {Waiting[]} waiting messages of an earlier life of this page
+   * @param {boolean} unread there may be messages that are yet to come
+   */
+  constructor(waiting = [], unread = false) {
+    this.unread = unread;
     this.transcript = new Transcript();
     /** @type {Item[]} messages, and notes where they happened */
     this.items = [];
@@ -69,6 +74,7 @@ export class Conversation {
 
   /** All becomes what these events say. @param {AgUiEvent[]} events */
   replace(events) {
+    this.unread = false;
     this.transcript.reset([]);
     this._rebuild();
     for (const event of events) this.event(event.runId ?? "", event);
@@ -118,10 +124,11 @@ export class Conversation {
       const note = noteOf(said, following.get(id));
       if (!note) continue;
       const ids = new Set(said.map(({ message }) => message.id));
-      const at = this.items.findLastIndex((item) => "message" in item && ids.has(item.message.id));
-      if (at < 0) continue;
+      const own = this.items.filter((item) => "message" in item && ids.has(item.message.id));
+      if (!own.length) continue;
+      for (const item of own) Object.assign(item, { explained: true });
       this._noted.add(id);
-      this.items.splice(at + 1, 0, { key: `past-${id}`, note });
+      this.items.splice(this.items.indexOf(own[own.length - 1]) + 1, 0, { key: `past-${id}`, note });
     }
     return past.some(({ run_id, outcome }) => !outcome && !this._noted.has(run_id) && !this.runs.has(run_id));
   }
@@ -129,6 +136,11 @@ export class Conversation {
   /** A message of this page, shown before the server has it. @param {Waiting} message */
   add(message) {
     this.waiting = [...this.waiting.filter(({ id }) => id !== message.id), message];
+  }
+
+  /** The user gives a message up. @param {Waiting} message */
+  discard(message) {
+    this.waiting = this.waiting.filter(({ id }) => id !== message.id);
   }
 
   /** The server has it. @param {string} id @param {import("./nooble.js").Ack} ack */

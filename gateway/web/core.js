@@ -90,7 +90,12 @@ export class ClientCore {
     /** @type {string | undefined} */
     this._openId = undefined;
     this._failures = 0;
-    this._forgetDelays();
+    /** @type {number | undefined} */
+    this._goawayMs = undefined;
+    /** @type {number | undefined} */
+    this._refusedMs = undefined;
+    /** @type {number | undefined} */
+    this._limitedMs = undefined;
   }
 
   /** Commands without an answer yet, oldest first. */
@@ -106,7 +111,6 @@ export class ClientCore {
   connected(openId) {
     this._openId = openId;
     this.attached = false;
-    this._forgetDelays();
     /** @type {Frame} */
     const open = { type: "open", id: openId };
     if (this.token) open.token = this.token;
@@ -184,22 +188,15 @@ export class ClientCore {
       return { kind: "give-up", code, policy };
     }
     if (attachedMs >= STABLE_AFTER_MS) this._failures = 0;
-    if (this._goawayMs !== undefined) return { kind: "retry", afterMs: Math.max(0, this._goawayMs) };
-    let earliestMs = this._refusedMs;
-    if (policy === "after retry_after_ms") earliestMs ??= this._limitedMs;
+    const { _goawayMs: goawayMs, _refusedMs: refusedMs, _limitedMs: limitedMs } = this;
+    // It was said of the connection that ended: further attempts, which may fail, back off.
+    this._goawayMs = this._refusedMs = this._limitedMs = undefined;
+    if (goawayMs !== undefined) return { kind: "retry", afterMs: Math.max(0, goawayMs) };
+    let earliestMs = refusedMs;
+    if (policy === "after retry_after_ms") earliestMs ??= limitedMs;
     const ceilingMs = Math.min(BACKOFF_CAP_MS, BACKOFF_BASE_MS * 2 ** Math.min(this._failures, 16));
     this._failures += 1;
     return { kind: "retry", afterMs: Math.max(0, earliestMs ?? 0) + random * ceilingMs };
-  }
-
-  /** What the server said about when to come back holds for the connection it was said on. */
-  _forgetDelays() {
-    /** @type {number | undefined} */
-    this._goawayMs = undefined;
-    /** @type {number | undefined} */
-    this._refusedMs = undefined;
-    /** @type {number | undefined} */
-    this._limitedMs = undefined;
   }
 
   /** @param {Frame} opened @returns {Outcome[]} */

@@ -26,6 +26,8 @@ export const SUBPROTOCOL = "nooble.v1";
 /** The socket must be attached to its session within this time, and a ping be answered. */
 const ATTACH_TIMEOUT_MS = 15_000;
 const PONG_TIMEOUT_MS = 10_000;
+/** As the network's end of a connection: it says nothing about the session. */
+const NO_CLOSE_FRAME = 1006;
 
 const ENDS = new Set(["RUN_FINISHED", "RUN_ERROR"]);
 
@@ -42,11 +44,12 @@ const ENDS = new Set(["RUN_FINISHED", "RUN_ERROR"]);
  */
 
 /**
- * One session over WebSockets that come and go: reconnects and resumes by itself.
+ * One session over WebSockets that come and go: reconnects and resumes by itself, and waits for an
+ * agent that no worker serves yet.
  *
  * Events (`on(name, listener)`):
- * - `status` (status, detail): `connecting`, `open`, `waiting` `{afterMs, code, reason}`, or `closed`
- *   for good `{code, reason, policy, error?}`
+ * - `status` (status, detail): `connecting`, `open`, `waiting` `{afterMs, code, reason, error?}`, or
+ *   `closed` for good `{code, reason, policy, error?}`
  * - `opened` (frame): attached to the session, with its state, open runs and open questions
  * - `event` ({seq, runId, ts, event}): an AG-UI event, in order and each once
  * - `replace` (events): what was shown is void and becomes these AG-UI events
@@ -211,7 +214,7 @@ export class NoobleSession {
     try {
       frame = JSON.parse(data);
     } catch {
-      return this.#drop(1006, "the server sent no JSON");
+      return this.#drop(NO_CLOSE_FRAME, "the server sent no JSON");
     }
     for (const outcome of this.core.receive(frame)) this.#act(outcome);
   }
@@ -249,7 +252,7 @@ export class NoobleSession {
         if (outcome.frame.type !== "pong") this.#emit("notice", outcome.frame);
         return;
       case "broken":
-        return this.#drop(1006, "an event was missing");
+        return this.#drop(NO_CLOSE_FRAME, "an event was missing");
     }
   }
 
@@ -264,7 +267,7 @@ export class NoobleSession {
     if (!ms) return;
     this.#heartbeat = setInterval(() => {
       const silentMs = Date.now() - this.#heardAt;
-      if (silentMs > ms + PONG_TIMEOUT_MS) this.#drop(1006, "the connection was silent");
+      if (silentMs > ms + PONG_TIMEOUT_MS) this.#drop(NO_CLOSE_FRAME, "the connection was silent");
       else if (silentMs >= ms) this.#transmit({ type: "ping", t: Date.now() });
     }, Math.min(ms, PONG_TIMEOUT_MS));
   }
@@ -296,10 +299,13 @@ export class NoobleSession {
   #lost(code, reason) {
     this.#release();
     const attachedMs = this.core.attached ? Date.now() - this.#attachedAt : 0;
-    const next = this.core.disconnected(code, { random: Math.random(), attachedMs });
+    const error = this.#complaint;
+    // A page may be there before the first worker of its agent; it need not be loaded again.
+    const early = error?.code === "agent_not_found";
+    const next = this.core.disconnected(early ? NO_CLOSE_FRAME : code, { random: Math.random(), attachedMs });
     if (next.kind === "give-up") return this.#close({ code, reason, policy: next.policy });
     this.#after(next.afterMs, () => this.connect());
-    this.#setStatus("waiting", { afterMs: next.afterMs, code, reason });
+    this.#setStatus("waiting", { afterMs: next.afterMs, code, reason, error });
   }
 
   /** @param {{code: number, reason: string, policy: Policy}} detail */

@@ -4,7 +4,9 @@
  * question's `responseSchema`. The answer goes out when every question has one.
  */
 
-import { button, create, setText } from "./dom.js";
+import { button, byId, create, setText } from "./dom.js";
+
+const OPEN_CONTROL = "fieldset:enabled :is(button, input, textarea)";
 
 export class QuestionForm {
   /**
@@ -34,8 +36,13 @@ export class QuestionForm {
     fieldset.dataset.id = question.id;
     fieldset.append(create("legend", "", question.message || question.reason || "The agent asks"));
     const answer = (/** @type {any} */ entry, /** @type {string} */ said) => {
+      const focused = fieldset.contains(document.activeElement);
       fieldset.disabled = true;
-      this.answers.set(question.id, { entry: { interruptId: question.id, ...entry }, said });
+      const answered = question.message ? `${question.message} ${said}` : said;
+      this.answers.set(question.id, { entry: { interruptId: question.id, ...entry }, said: answered });
+      // What is disabled loses the focus: it goes on to what is to be answered or written next.
+      const next = /** @type {HTMLElement | null} */ (this.element.querySelector(OPEN_CONTROL));
+      if (focused) (next ?? byId("input")).focus();
       if (this.answers.size < this.questions.length) return;
       const answers = this.questions.map(({ id }) => /** @type {any} */ (this.answers.get(id)));
       this.submit(answers.map(({ entry }) => entry), answers.map(({ said }) => said).join(", "));

@@ -16,7 +16,8 @@ const BOTTOM_PX = 48;
 
 export class View {
   /**
-   * @param {{retry: (message: Waiting) => void, answer: (entries: any[], said: string) => void}} actions
+   * @param {{retry: (message: Waiting) => void, discard: (message: Waiting) => void,
+   *   answer: (entries: any[], said: string) => void}} actions
    */
   constructor(actions) {
     this.actions = actions;
@@ -32,7 +33,10 @@ export class View {
     const resized = new ResizeObserver(() => this._stick && this._toBottom());
     resized.observe(this.scroller);
     resized.observe(byId("questions"));
-    byId("latest").addEventListener("click", () => this.follow());
+    byId("latest").addEventListener("click", () => {
+      this.follow();
+      this.scroller.focus();
+    });
   }
 
   /** Renders in the next frame, however often it is asked to. @param {() => Conversation} current */
@@ -54,13 +58,13 @@ export class View {
     this._reconcile(byId("log"), "log:", conversation.items, (element, item) =>
       "note" in item
         ? renderNote(element, item.note)
-        : renderMessage(element, item.message, conversation, this.agent));
+        : renderMessage(element, item, conversation, this.agent));
     this._reconcile(byId("waiting"), "waiting:", conversation.waiting.map(asItem), (element, item) =>
       this._renderWaiting(element, item.waiting));
     this._renderRun(conversation);
     this._renderQuestions(conversation);
     const empty = !conversation.items.length && !conversation.waiting.length;
-    byId("welcome").hidden = !empty;
+    byId("welcome").hidden = !empty || conversation.unread;
     if (this._stick) this._toBottom();
   }
 
@@ -109,8 +113,9 @@ export class View {
       element.append(create("p", "caption", text));
     } else {
       const retry = button("Send again", "link", () => this.actions.retry(message));
+      const discard = button("Discard", "link", () => this.actions.discard(message));
       const problem = create("p", "problem", `${message.problem} `);
-      problem.append(retry);
+      problem.append(retry, " ", discard);
       element.append(problem);
     }
   }
@@ -120,7 +125,8 @@ export class View {
     const status = openRun && runs.get(openRun);
     const stop = /** @type {HTMLButtonElement} */ (byId("stop"));
     const stopping = status === "cancelling";
-    if (!status && document.activeElement === stop) byId("input").focus();
+    // A button that is disabled or hidden loses the focus.
+    if ((stopping || !status) && document.activeElement === stop) byId("input").focus();
     stop.hidden = !status;
     stop.disabled = stopping;
     setText(stop, stopping ? "Stopping…" : "Stop");
@@ -139,7 +145,7 @@ export class View {
     container.replaceChildren(...(this._form ? [this._form.element] : []));
     byId("input").setAttribute(
       "placeholder",
-      key ? "Answer above, or write a message to drop the question" : "Write a message",
+      key ? "Answer above, or move on" : "Write a message",
     );
   }
 
@@ -167,11 +173,11 @@ export class View {
 
 /**
  * @param {HTMLElement} element
- * @param {import("./transcript.js").Message} message
+ * @param {Extract<Item, {message: any}>} item
  * @param {Conversation} conversation
  * @param {string} agent
  */
-function renderMessage(element, message, { transcript }, agent) {
+function renderMessage(element, { message, explained }, { transcript }, agent) {
   const { role, id } = message;
   if (!element.firstChild) {
     element.className = "message";
@@ -193,9 +199,11 @@ function renderMessage(element, message, { transcript }, agent) {
   setText(text, textOf(message.content));
   text.hidden = !text.textContent;
   if (calls.length) renderCalls(callList, calls, transcript);
-  if (message.metadata?.incomplete && !element.querySelector(".problem")) {
-    element.append(create("p", "problem", "This answer was cut off."));
-  }
+  // Only as long as no note says why.
+  const cutOff = message.metadata?.incomplete && !explained;
+  const problem = element.querySelector(".problem");
+  if (cutOff && !problem) element.append(create("p", "problem", "This answer was cut off."));
+  else if (!cutOff) problem?.remove();
 }
 
 /**

@@ -8,15 +8,15 @@ from gateway.telemetry import catalogue as c
 
 def failed() -> str:
     """As the alert HighErrorRate counts: of what was asked for, what failed by our fault."""
-    users = {"endpoint": "!/(metrics|health|console)(/.*)?"}
+    operators = "/(metrics|health|console)(/.*)?"
     above = _added(
         rate(c.MESSAGE_FAILURES_TOTAL, error_class="server"),
-        rate(c.HTTP_REQUESTS_TOTAL, status="5..", **users),
+        rate(c.HTTP_REQUESTS_TOTAL, status="5..", endpoint=f"!{operators}"),
     )
     below = _added(
         rate(c.MESSAGES_PROCESSED_TOTAL, role="user|tool"),
         rate(c.MESSAGE_FAILURES_TOTAL, role="!assistant"),
-        rate(c.HTTP_REQUESTS_TOTAL, **users),
+        rate(c.HTTP_REQUESTS_TOTAL, endpoint=f"!unmatched|{operators}"),
     )
     return f"clamp_max(({above}) / ({below}), 1)"
 

@@ -114,7 +114,7 @@ async def _run(
     except AssertionError as error:
         troubles.append(str(error))
     await crowd.finish(plan.patience_s)
-    troubles += await audit.sockets(fleet, crowd, 15)
+    troubles += await audit.sockets(fleet, crowd, 40)
     await crowd.look(plan.patience_s)
     troubles += [f"{name} does not come to rest" for name in crowd.restless]
     lost = any(fault.loses for fault in breaker.faults)

@@ -194,7 +194,7 @@ async def test_no_entry_slips_between_tombstone_and_removal(postgres: PostgresSe
     (SQLite has one writer at a time.)
     """
     name = f"test_{uuid4().hex}"
-    database = Database(postgres.create(name, patience_s=30))
+    database = Database(postgres.create(name))
     await migrate(database)
     key, other = some_session(), some_session()
     await Writer(database).write([begun(other, user="bob")])

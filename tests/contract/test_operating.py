@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.bus import connected_bus, running_server
 
+from gateway.archive import engines
 from gateway.archive.database import Database
 from gateway.archive.migrate import migrate
 from gateway.operating import replay, status
@@ -49,8 +50,11 @@ async def test_all_is_well(settings: Settings, file: Path) -> None:
     assert answer.lines[-1] == "archive: well"
 
 
-async def test_an_archive_that_can_only_be_read_is_ill(settings: Settings, file: Path) -> None:
+async def test_an_archive_that_can_only_be_read_is_ill(
+    settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that has written nothing yet knows it by trying."""
+    monkeypatch.setattr(engines, "_LOCK_TIMEOUT_S", 0.5)
     await make(file)
     with sqlite3.connect(file, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -12,9 +12,10 @@ from support.net import free_port
 from support.server import RedisServer
 from support.talk import Talk
 
+from gateway.archive import database as database_module
 from gateway.archive.database import Database
 from gateway.archive.errors import HistoryAway
-from gateway.bus import connection
+from gateway.bus import connection, scripts
 from gateway.bus.bus import Bus
 from gateway.session.errors import Refused, Unavailable
 from gateway.session.model import Limits
@@ -44,7 +45,8 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def own_bus(server: RedisServer) -> AsyncIterator[Bus]:
+async def own_bus(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
+    monkeypatch.setattr(scripts, "_PAUSE_S", 60.0)  # an open breaker stays so
     async with connected_bus(f"unix://{server.socket}") as bus:
         yield bus
 
@@ -93,9 +95,9 @@ async def test_what_redis_does_not_do_fails_by_its_reason(
     await own_bus.client.config_set("maxmemory", "1")
     assert await why() == "rejected"
     server.pause()
-    monkeypatch.setattr(connection, "_ANSWER_TIMEOUT_S", 0.2)
-    assert await why(opens=True) == "timeout"
-    monkeypatch.undo()
+    with monkeypatch.context() as bounds:
+        bounds.setattr(connection, "_ANSWER_TIMEOUT_S", 0.2)
+        assert await why(opens=True) == "timeout"
     server.kill()
     assert await why() == "connection"
     assert await why() == "connection"
@@ -143,16 +145,19 @@ async def test_the_database_is_read_and_written_for_somebody(database: Database)
     assert heard.calls == [("acme", "read", ""), ("", "write", ""), ("acme", "write", "rejected")]
 
 
-async def test_a_database_that_is_away_is_told_from_one_that_is_not_asked() -> None:
-    database = Database(f"postgresql://ann@127.0.0.1:{free_port()}/history")
-    heard = listen(database)
+async def test_a_database_that_is_away_is_told_from_one_that_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database_module, "_PAUSE_S", 60.0)
+    away = Database(f"postgresql://ann@127.0.0.1:{free_port()}/history")
+    heard = listen(away)
     for _ in range(3):
         with pytest.raises(HistoryAway):
-            async with database.reading("acme"):
+            async with away.reading("acme"):
                 pass
     errors = [error for _, _, error in heard.calls]
     assert errors == ["connection", "connection", "circuit_open"]
-    await database.close()
+    await away.close()
 
 
 @pytest.mark.parametrize("cluster", [False, True], ids=["single", "cluster"])

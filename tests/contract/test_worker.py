@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -229,11 +230,13 @@ async def test_leases_are_renewed_while_the_agent_thinks(quick_bus: Bus) -> None
     await talk.open()
     lease_s = quick_bus.limits.lease_s
 
+    runs = Faulty(quick_bus.runs)
+
     async def think(run: Run) -> None:
-        await asyncio.sleep(lease_s * 2)
+        await runs.tries("renew", 3)
         await run.say("thought")
 
-    async with working(talk, think, lease_s=lease_s):
+    async with working(talk, think, queue=runs, lease_s=lease_s):
         ref = await send(talk)
         assert await log_of(talk, "F") == "SEEEF"
     due = [item for item in await quick_bus.deadlines.due(1000) if item.ref == ref]
@@ -303,12 +306,15 @@ async def test_an_outage_longer_than_the_lease_ends_no_run(talk: Talk) -> None:
         await run.say("after")
 
     runs = Faulty(talk.bus.runs)
-    async with working(talk, slow, queue=runs, lease_s=0.2):
+    lease_s = 0.2
+    async with working(talk, slow, queue=runs, lease_s=lease_s):
         await send(talk)
         await begun.wait()
         runs.down.update({"renew", "append", "finish", "take", "dispatch"})
         away.set()
-        await asyncio.sleep(0.8)
+        long_over = time.monotonic() + 3 * lease_s
+        while time.monotonic() < long_over:
+            await runs.tries("renew", 1)
         runs.down.clear()
         back.set()
         assert (await log_of(talk, "F")).endswith("F")

@@ -118,3 +118,4 @@ async def test_a_worker_stops_although_an_agent_does_not(hurried: Stack) -> None
         end = await client.until_event(*TERMINAL)
         assert (end["event"]["type"], end["event"]["code"]) == ("RUN_ERROR", "worker_lost")
         assert worker.popen.wait(30) == 0
+    hurried.start_worker(0, UNRULY, *TIGHT)  # whoever comes next needs one

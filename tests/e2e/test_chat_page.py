@@ -83,11 +83,12 @@ class Peer:
             if self.refuse is not None:
                 self.refuse(socket)
                 return
-            self._open(frame)
+            self.open(frame)
 
         socket.on_message(on_message)
 
-    def _open(self, frame: Frame) -> None:
+    def open(self, frame: Frame) -> None:
+        """Attaches the page, which sent this `open`."""
         cursor = {"epoch": "e", "seq": self.seq}
         self.send(
             type="opened",
@@ -144,6 +145,33 @@ def test_a_reload_comes_without_a_cursor(chat: ChatPage) -> None:
     assert opened["session_id"] == "s1" and "after" not in opened and "agent" not in opened
 
 
+def test_an_old_chat_is_not_welcomed_as_a_new_one(chat: ChatPage) -> None:
+    """What was said in it may take a while to come, as when the gateway is away."""
+    peer = Peer(chat, refuse=lambda _: None)
+    welcome = chat.page.locator("#welcome")
+    chat.page.goto(f"{ORIGIN}/#session=s7")
+    opened = peer.wait_for("open")
+    chat.page.evaluate("new Promise(requestAnimationFrame)")
+    expect(welcome).to_be_hidden()
+    peer.open(opened)
+    expect(welcome).to_be_visible()
+
+
+def test_a_new_chat_has_no_link_before_it_is_opened(chat: ChatPage) -> None:
+    """The old one's would lead elsewhere."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    link = chat.page.locator("#link")
+    expect(link).to_have_attribute("href", "/#session=s1")
+    peer.refuse = lambda _: None
+    chat.page.get_by_role("button", name="New chat").click()
+    expect(link).to_be_hidden()
+    peer.open(peer.wait_for("open", connection=1))
+    expect(link).to_have_attribute("href", "/#session=s2")
+    expect(link).to_be_visible()
+
+
 def test_an_unanswered_message_goes_out_again_under_its_id(chat: ChatPage) -> None:
     """Whether the server had it is unknown; the same id makes the repetition safe. A reload, too,
     keeps what is not acknowledged."""
@@ -179,6 +207,19 @@ def test_a_refused_message_can_be_sent_again(chat: ChatPage) -> None:
     assert peer.wait_for("message") == first
 
 
+def test_a_refused_message_can_be_given_up(chat: ChatPage) -> None:
+    """Else it would stand below all that is said later."""
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    chat.say("hello")
+    first = peer.wait_for("message")
+    peer.send(type="error", re=first["id"], code="unavailable", message="try later", retryable=True)
+    chat.page.get_by_role("button", name="Discard").click()
+    expect(chat.waiting).to_have_count(0)
+    expect(chat.input).to_be_focused()
+
+
 def test_goaway_is_honoured(chat: ChatPage) -> None:
     """A draining node says when to come back, and the page comes back then, and says so."""
     peer = Peer(chat)
@@ -211,6 +252,27 @@ def test_a_session_that_is_gone(chat: ChatPage, code: int, words: str) -> None:
     opened = peer.wait_for("open", connection=1)
     assert opened["agent"] == "demo" and "session_id" not in opened
     assert peer.wait_for("message", connection=1)["content"] == "anybody?"
+
+
+def test_a_page_waits_for_an_agent_that_is_not_there_yet(chat: ChatPage) -> None:
+    """It says so, tries again by itself, and then sends what was written meanwhile."""
+
+    def no_agent(socket: WebSocketRoute) -> None:
+        opened = peer.received[-1][-1]["id"]
+        peer.send(type="error", re=opened, code="agent_not_found", message="none", retryable=False)
+        socket.close(code=4404)
+
+    peer = Peer(chat, refuse=no_agent)
+    peer.start()
+    expect(chat.status).to_contain_text("There is no agent “demo” yet")
+    chat.say("hello")
+    peer.wait_for("open", connection=1)
+    expect(chat.waiting).to_have_class("message sending")
+    expect(chat.alert).to_be_hidden()
+    peer.refuse = None
+    chat.connected()
+    expect(chat.page.locator("#status-text")).to_have_text("Connected")
+    assert peer.wait_for("message", connection=len(peer.sockets) - 1)["content"] == "hello"
 
 
 @pytest.mark.parametrize("code", [4400, 4403, 4426])
@@ -311,6 +373,24 @@ def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
     expect(chat.page.locator("#log .text, #log .note p")).to_have_text(expected)
 
 
+def test_a_stopped_answer_is_called_stopped_and_nothing_else(chat: ChatPage) -> None:
+    """That an answer was cut off is said as long as the history does not say why, and no longer."""
+    message = {
+        "id": "m1",
+        "role": "assistant",
+        "content": "I was",
+        "metadata": {"incomplete": True},
+    }
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [message]}]
+    peer.start()
+    ends = chat.page.locator("#log .problem, #log .note")
+    expect(ends).to_have_text(["This answer was cut off."])
+    peer.history = [[{"message": message, "run_id": "r1", "outcome": "cancelled"}]]
+    chat.page.reload()
+    expect(ends).to_have_text(["Stopped"])
+
+
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
     """The controls follow the schema; the answer goes out when all questions have one."""
     peer = Peer(chat)
@@ -344,6 +424,8 @@ def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
         {"interrupt_id": "d", "status": "resolved", "payload": {"sides": 3}},
         {"interrupt_id": "e", "status": "cancelled"},
     ]
+    peer.send(type="ack", re=peer.wait_for("answer")["id"], status="accepted", run_id="r2")
+    expect(chat.notes).to_contain_text("You answered: Sure? No, Which? 2, Name? Ada, ")
 
 
 def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
@@ -361,6 +443,56 @@ def test_a_refused_answer_can_be_given_again(chat: ChatPage) -> None:
     expect(yes).to_be_enabled()
     peer.event({"type": "CUSTOM", "name": "nooble.input_closed", "value": {"reason": "expired"}})
     expect(yes).to_have_count(0)
+
+
+def test_who_has_but_a_keyboard_keeps_the_focus(chat: ChatPage) -> None:
+    """A button that is gone once it was pressed gives the focus to what comes next."""
+    page = chat.page
+
+    def press(name: str) -> None:
+        page.get_by_role("button", name=name, disabled=False).first.focus()
+        page.keyboard.press("Enter")
+
+    peer = Peer(chat)
+    peer.start()
+    chat.connected()
+    press("Hello there")
+    sent = peer.wait_for("message")
+    expect(chat.input).to_be_focused()
+    peer.send(type="error", re=sent["id"], code="unavailable", message="later", retryable=True)
+    press("Send again")
+    expect(chat.waiting).to_have_class("message sending")
+    expect(chat.input).to_be_focused()
+    peer.event({"type": "RUN_STARTED", "runId": "r1"})
+    press("Stop")
+    expect(page.get_by_role("button", name="Stopping")).to_be_disabled()
+    expect(chat.input).to_be_focused()
+    refused = peer.wait_for("cancel")
+    peer.send(type="error", re=refused["id"], code="unavailable", message="later", retryable=True)
+    press("Dismiss")
+    expect(chat.alert).to_be_hidden()
+    expect(chat.input).to_be_focused()
+    ask(
+        peer,
+        {"id": "a", "reason": "x", "message": "Sure?", "responseSchema": {"type": "boolean"}},
+        {"id": "b", "reason": "x", "message": "Name?"},
+    )
+    press("Yes")
+    expect(page.get_by_role("textbox", name="Name?")).to_be_focused()
+    page.keyboard.type("Ada")
+    page.keyboard.press("Enter")
+    peer.wait_for("answer")
+    expect(chat.input).to_be_focused()
+    peer.send(type="goaway", reason="draining", reconnect_in_ms=60_000)
+    peer.sockets[-1].close(code=1012)
+    press("Reconnect now")
+    chat.connected()
+    expect(chat.input).to_be_focused()
+    peer.say("m1", "line\n" * 200)
+    expect(chat.answer).to_contain_text("line")
+    page.locator("#scroller").evaluate("e => { e.scrollTop = 100 }")
+    press("Latest")
+    expect(page.locator("#scroller")).to_be_focused()
 
 
 def test_the_reader_is_not_pulled_down(chat: ChatPage) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from support.bus import running_server
 from support.forked import run as gateway
+from support.leaks import lives
 from support.net import HTTP, free_port
 from support.socket import TERMINAL, socket
 from support.stack import Process
@@ -117,8 +118,7 @@ async def test_run_serves_page_and_agent_and_ctrl_c_ends_everything(tmp_path: Pa
         assert "Traceback" not in shown
         assert "gateway has stopped" in shown
         for pid in family:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
+            assert not lives(pid)
 
 
 async def test_ctrl_c_does_not_wait_for_an_answer_that_nobody_can_see(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_children_of_a_killed_gateway_do_not_stay(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 0
     deadline = time.monotonic() + 45
-    while any(Path(f"/proc/{pid}").exists() for pid in family):
+    while any(map(lives, family)):
         assert time.monotonic() < deadline, family
         time.sleep(0.02)
 
@@ -182,6 +182,41 @@ async def test_a_worker_in_another_terminal_joins_the_running_server(tmp_path: P
         assert worker.stop() == 0
         agents = HTTP.get(f"http://127.0.0.1:{port}/api/v1/agents").json()["agents"]
         assert {a["agent_id"]: a["workers"] for a in agents} == {"demo": 1, "echo": 0}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_what_a_node_says_of_where_it_is_leads_there(tmp_path: Path, host: str) -> None:
+    """Its log, what Prometheus is told, the console; and the commands of the same settings."""
+    try:
+        sockets.create_server((host, 0), family=sockets.getaddrinfo(host, 0)[0][0]).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    arguments = "serve", "--host", host, "--port", "0", "--admin-port", "0"
+    with running_server() as redis_url:
+        environment = {"REDIS_URL": redis_url, "GATEWAY_DATA_DIR": str(tmp_path)}
+        node = Process("node", tmp_path / "node.log", *arguments, cwd=tmp_path, **environment)
+        try:
+            node.wait_for_line('/console"')
+            found = re.search(r'"url":"([^"]+)","console":"([^"]+)"', node.output())
+            assert found is not None, node.output()
+            url, console = found.groups()
+            assert [HTTP.get(where).status_code for where in (url, console)] == [200, 200]
+            admin = console.removesuffix("/console")
+            [told] = HTTP.get(f"{admin}/metrics/targets").json()
+            [target] = told["targets"]
+            assert HTTP.get(f"http://{target}/metrics").status_code == 200
+            [shown] = HTTP.get(f"{admin}/console/state").json()["nodes"]
+            assert HTTP.get(shown["url"]).status_code == 200
+            same = {
+                "GATEWAY_HOST": host,
+                "GATEWAY_PORT": url.rpartition(":")[2],
+                "GATEWAY_ADMIN_PORT": admin.rpartition(":")[2],
+            }
+            for command in (("top", "--once"), ("chat", "--list")):
+                result = gateway(*command, cwd=tmp_path, **same)
+                assert result.returncode == 0, result.stderr
+        finally:
+            assert node.stop() == 0
 
 
 def test_a_busy_port(tmp_path: Path) -> None:

@@ -198,7 +198,10 @@ async def test_what_is_refused_or_repeated_is_over_at_once(
         answer = await client.ask("message", id="m", content="another", traceparent=traceparent)
         assert answer["code"] == "id_conflict"
     await complete(collector, trace_id, "run asking", PUBLISH, "redis accept")
-    assert collector.one(trace_id, "run asking").attributes["error.type"] == "id_conflict"
+    refused = collector.one(trace_id, "run asking")
+    assert refused.attributes["error.type"] == "id_conflict"
+    assert refused.attributes["nooble.run.status"] == "refused"
+    assert not refused.attributes["task_id"], "there is no such run"
     assert not collector.one(trace_id, "redis accept").failed, "Redis did answer"
 
     traceparent, trace_id, _ = new_traceparent()

@@ -275,9 +275,13 @@ async def refused_handshakes(stack: Stack, books: Books) -> None:
                 pass
         books.note("websocket_handshakes_total", result=result)
     host, _, port = stack.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
     lines = b"GET /ws HTTP/1.1", b"Host: x", b"Connection: Upgrade", b"Upgrade: websocket"
-    writer.write(b"\r\n".join((*lines, b"", b"")))
-    assert b" 400 " in await reader.readline()
-    writer.close()
+    for request in (b"\r\n".join((*lines, b"", b"")), b"no request\r\n\r\n"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request)
+        assert b" 400 " in await reader.readline()
+        writer.close()
     books.note("websocket_handshakes_total", result="bad_request")
+    labels = {"method": "other", "endpoint": "unmatched"}
+    books.note("http_requests_total", status="400", **labels)
+    books.note("http_request_duration_seconds_count", **labels)

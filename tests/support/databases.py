@@ -22,7 +22,7 @@ from gateway.archive.database import Database
 from gateway.archive.migrate import migrate
 
 _NOBODY = 65534
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 45.0
 
 
 class PostgresServer:

@@ -11,6 +11,7 @@ from functools import partial
 import httpx
 import msgspec
 import uvicorn
+from starlette.middleware import Middleware
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -19,11 +20,13 @@ from gateway.edges.api.routes import Parts
 from gateway.edges.api.routes import routes as api_routes
 from gateway.edges.applications import Applications, compose
 from gateway.edges.edge import ConnectionLimits
+from gateway.edges.http_metrics import HttpMetrics
 from gateway.edges.http_protocol import HttpProtocol
 from gateway.edges.socket import WebSocketProtocol
 from gateway.session.endings import Endings
 from gateway.session.eraser import Eraser
 from gateway.session.hub import Hub
+from gateway.session.ports import Clock
 from gateway.session.service import SessionService
 from gateway.session.wheel import Wheel
 from support.little_archive import LittleArchive
@@ -38,12 +41,15 @@ async def up() -> tuple[bytes, str]:
 class Node:
     """The edges, composed as the gateway composes them."""
 
-    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, limits: ConnectionLimits | None = None, clock: Clock = time.monotonic
+    ) -> None:
         self.bus = LittleBus()
         self.archive = LittleArchive()
         self.probe = CountingProbe()
         self.errors: list[Exception] = []
-        self.wheel = Wheel(time.monotonic, self.report, tick_s=0.02)
+        self.served: list[tuple[str, str, int]] = []
+        self.wheel = Wheel(clock, self.report, tick_s=0.02)
         endings = Endings(
             sessions=self.bus,
             erasure=self.bus,
@@ -92,7 +98,7 @@ class Node:
             probe=self.probe,
             sockets=self.probe,
             wheel=self.wheel,
-            clock=time.monotonic,
+            clock=clock,
             limits=limits,
         )
         self.readiness = health.Readiness({"redis": self.ping}, interval_s=0.01)
@@ -117,11 +123,16 @@ class Node:
             ],
             probes=health.routes(self.readiness),
             admin_port=admin_port,
-            middleware=[],
+            middleware=[Middleware(HttpMetrics, served=self.heard, clock=time.monotonic)],
         )
 
     async def overview(self) -> bytes:
         return b"{}"
+
+    def heard(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        """A request was answered, or refused."""
+        assert 0 <= seconds < 60
+        self.served.append((method, endpoint, status))
 
     def report(self, _message: str, error: Exception) -> None:
         self.errors.append(error)
@@ -143,16 +154,18 @@ class Node:
 
 
 @asynccontextmanager
-async def serving(limits: ConnectionLimits | None = None, **options: object) -> AsyncIterator[Node]:
+async def serving(
+    limits: ConnectionLimits | None = None, clock: Clock = time.monotonic, **options: object
+) -> AsyncIterator[Node]:
     """The node under a real uvicorn on loopback; `options` are uvicorn's."""
-    node = Node(limits)
+    node = Node(limits, clock)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         node.port = listener.getsockname()[1]
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
-                http=HttpProtocol,
+                http=partial(HttpProtocol, served=node.heard),  # type: ignore[arg-type]
                 ws=partial(WebSocketProtocol, probe=node.probe),
                 ws_max_size=64 * 1024,
                 ws_per_message_deflate=False,

@@ -1,6 +1,7 @@
-"""Processes that tests have started and forgot: found by a mark in what they inherited."""
+"""Processes that tests have started and forgot: whatever is still below the one that runs tests."""
 
-import os
+import ctypes
+import sys
 import time
 from pathlib import Path
 
@@ -8,33 +9,42 @@ import psutil
 
 from support import forked
 
-MARK = "NOOBLE_TESTS"
-_PATIENCE_S = 15.0
+_PATIENCE_S = 45.0
+_PR_SET_CHILD_SUBREAPER = 36
 
 
-def mark() -> None:
-    """From now on what this process starts can be told, also when its own parent is gone."""
-    os.environ[MARK] = str(os.getpid())
+def keep_orphans() -> None:
+    """From now on what this process starts stays below it, also when its own parent is gone.
+
+    An environment tells less: a server overwrites its own with its title.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def left_behind(patience_s: float = _PATIENCE_S) -> list[str]:
     """What still runs, after some time to end: number, command, and what its output goes to."""
     deadline = time.monotonic() + patience_s
-    while (found := _marked()) and time.monotonic() < deadline:
+    while (found := _below()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
 
 
-def _marked() -> list[str]:
-    ours = {os.getpid(), forked.parent_id()}
+def lives(process_id: int) -> bool:
+    """Whether it runs, and does not just wait for its parent to notice that it ended."""
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _below() -> list[str]:
     found: list[str] = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
-            if process.pid in ours or process.environ().get(MARK) != str(os.getpid()):
-                continue
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid != forked.parent_id() and lives(process.pid):
                 found.append(f"{process.pid} {' '.join(process.cmdline())} > {_output(process)}")
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except psutil.NoSuchProcess:
             continue
     return found
 

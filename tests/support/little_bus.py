@@ -434,6 +434,7 @@ class CountingProbe:
         self.pushes: list[float] = []
         self.deliveries: list[float] = []
         self.durations: list[float] = []
+        self.refused_agents: list[str] = []
         self.waits: list[tuple[str, float]] = []
         self.breakers: dict[str, tuple[int, int]] = {}
 
@@ -511,8 +512,9 @@ class CountingProbe:
     def agent_left_alone(self, tenant: str, agent: str) -> None:
         self.facts[f"left alone {tenant} {agent}"] += 1
 
-    def message_failed(self, tenant: str, role: str, code: str) -> None:
+    def message_failed(self, tenant: str, role: str, code: str, agent: str = "") -> None:
         self.facts[f"failed {tenant} {role} {code}"] += 1
+        self.refused_agents.append(agent)
 
     def run_forced(self, ref: RunRef, code: str) -> None:
         self.facts[f"forced {code}"] += 1

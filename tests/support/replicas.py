@@ -15,7 +15,7 @@ from gateway.bus.embedded import server_arguments, server_binary
 from support.bus import IN_NO_HURRY
 from support.net import free_port
 
-_PATIENCE_S = 15.0
+_PATIENCE_S = 45.0
 
 
 class Server:

@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 
 Json = dict[str, Any]
 
-WAIT_S = 15.0
+WAIT_S = 45.0
 """What does not come within this time will not come: a failed test, not a hung one."""
 
 

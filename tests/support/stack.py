@@ -154,9 +154,9 @@ class Stack:
         self.nodes[number] = self._node(number)
         self._wait_for_node(number)
 
-    def start_worker(self, number: int, agent: str = DEMO) -> None:
+    def start_worker(self, number: int, agent: str = DEMO, *options: str) -> None:
         """Starts a worker again, and waits until it serves."""
-        self.workers[number] = self._process(f"worker-{number}", "worker", agent)
+        self.workers[number] = self._process(f"worker-{number}", "worker", agent, *options)
         self.workers[number].wait_for_line('"worker serves"')
 
     def kill_node(self, number: int = 0) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.net import free_port
 from support.scripted import Json, Peer, ScriptedServer, scripted_server
 
 from gateway.chat import list_conversations
@@ -20,7 +21,7 @@ from gateway.chat.terminal import plain
 
 PROGRAM = "import sys; from gateway.chat import run_chat; sys.exit(run_chat({url!r}, **{options}))"
 ROOT = Path(__file__).parents[2]
-WAIT_S = 20.0
+WAIT_S = 45.0
 
 
 @pytest.fixture
@@ -379,13 +380,12 @@ async def test_a_lost_ack_behind_a_reset_does_not_leave_it_waiting(
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:{port}/ws", "http://127.0.0.1:{port}"])
 async def test_a_gateway_that_is_not_there_is_one_line(url: str) -> None:
-    async with scripted_server() as server:
-        pass
-    async with piped(url.format(port=server.port)) as chat:
+    port = free_port()
+    async with piped(url.format(port=port)) as chat:
         code, out, err = await chat.end()
     assert (code, out) == (1, "")
     [line] = err.splitlines()
-    assert line.startswith(f"no gateway answers at ws://127.0.0.1:{server.port}/ws; ")
+    assert line.startswith(f"no gateway answers at ws://127.0.0.1:{port}/ws; ")
 
 
 async def test_what_is_no_address_is_one_line() -> None:
@@ -405,8 +405,8 @@ async def test_an_unknown_agent_is_one_line(server: ScriptedServer) -> None:
     async with piped(server.url) as chat:
         code, _, err = await chat.end()
     assert code == 1
-    assert "agent_not_found: no such agent" in err
-    assert len(err.splitlines()) == 1
+    [line] = err.splitlines()
+    assert line == f"no such agent at {server.url}; is its worker running?"
 
 
 async def test_nobody_reads_the_output(server: ScriptedServer) -> None:

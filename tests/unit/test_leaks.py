@@ -3,16 +3,18 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
-from support.leaks import left_behind
+import pytest
+from support.leaks import left_behind, lives
+from support.replicas import until
+
+from gateway.bus.embedded import server_arguments, server_binary
 
 FORGETS = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=sys.stdin)
-print(child.pid, flush=True)
+print(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid, flush=True)
 """
 DIES = """
 import os, sys
@@ -27,14 +29,27 @@ os._exit(1)
 """
 
 
-def test_a_forgotten_process_is_named_also_when_its_parent_is_gone() -> None:
-    command = [sys.executable, "-c", FORGETS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        pid = parent.stdout.readline().decode().strip()
-        parent.wait()
+@pytest.mark.parametrize("what", ["interpreter", "server"])
+def test_a_forgotten_process_is_named_also_when_its_parent_is_gone(
+    what: str, tmp_path: Path
+) -> None:
+    """A server overwrites its environment, and lives in a folder of its own."""
+    forgotten = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    if what == "server":
+        binary = server_binary()
+        assert binary is not None, "install nooble-gateway[embedded]"
+        forgotten = [binary, *server_arguments(tmp_path, tmp_path / "valkey.sock")]
+    command = [sys.executable, "-c", FORGETS, *forgotten]
+    parent = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    pid = int(parent.stdout)
+    try:
+        if what == "server":
+            until((tmp_path / "valkey.sock").exists)
         assert any(line.startswith(f"{pid} ") for line in left_behind(0))
-    # Its standard input has ended now.
+    finally:
+        psutil.Process(pid).kill()
+    until(lambda: not lives(pid))
+    assert not any(line.startswith(f"{pid} ") for line in left_behind(0))
 
 
 def of_folder(folder: Path) -> list[psutil.Process]:
@@ -47,7 +62,7 @@ def of_folder(folder: Path) -> list[psutil.Process]:
         try:
             named = process.environ().get("GATEWAY_DATA_DIR") == str(folder)
             ours = named or Path(process.cwd()).is_relative_to(folder)
-            if ours and process.status() != psutil.STATUS_ZOMBIE:
+            if ours and lives(process.pid):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -70,10 +85,7 @@ def test_a_process_that_runs_tests_and_dies_takes_all_that_it_started_along(tmp_
             dying.stdin.write(b"\n")
             dying.stdin.flush()
             assert dying.wait(30) == 1
-            deadline = time.monotonic() + 30
-            while (left := of_folder(tmp_path)) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert left == []
+            until(lambda: not of_folder(tmp_path))
         finally:
             for process in of_folder(tmp_path):
                 process.kill()

@@ -20,7 +20,7 @@ from gateway.edges.api.operation import Call, Operation
 from gateway.session.archive import MessageRecord
 from gateway.session.errors import Refused
 from gateway.session.history import SessionHistory
-from gateway.session.model import SessionKey
+from gateway.session.model import SessionKey, SessionView
 from gateway.session.ports import Clock
 from gateway.session.probe import Probe
 from gateway.session.service import SessionService
@@ -103,18 +103,22 @@ class MessageCalls:
         return MessageList(messages, messages_cursor(page.following) if page.following else None)
 
     async def _send(self, call: Call[MessageCreate, None]) -> RunAccepted:
+        started, agent = self._clock(), ""
         try:
-            return await self._say(call)
+            view = await self._service.find(call.who, call.path["session_id"])
+            agent = view.agent
+            return await self._say(call, view, started)
         except Refused as refused:
-            self._probe.message_failed(call.who.tenant, "user", refused.code)
+            self._probe.message_failed(call.who.tenant, "user", refused.code, agent)
             raise
         except Exception:
-            self._probe.message_failed(call.who.tenant, "user", ErrorCode.INTERNAL)
+            self._probe.message_failed(call.who.tenant, "user", ErrorCode.INTERNAL, agent)
             raise
 
-    async def _say(self, call: Call[MessageCreate, None]) -> RunAccepted:
-        started, body = self._clock(), call.body
-        view = await self._service.find(call.who, call.path["session_id"])
+    async def _say(
+        self, call: Call[MessageCreate, None], view: SessionView, started: float
+    ) -> RunAccepted:
+        body = call.body
         frame = Message(
             id=call.key or str(uuid4()),
             content=body.content,

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,8 +17,10 @@ from support.raw import CLOSE, TEXT, close_frame, frame
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from gateway.edges import http_protocol
 from gateway.edges.edge import ConnectionLimits
 from gateway.edges.http_metrics import HttpMetrics
+from gateway.session.errors import Unavailable
 
 
 async def ended(node: Any, fact: str) -> None:
@@ -109,6 +112,7 @@ async def test_a_fault_of_ours(node):
         assert await talk.closed() == 1011
     await ended(node, "1011 internal")
     assert node.probe.facts["failed default user internal"] == 1
+    assert node.probe.refused_agents == ["demo"]
 
 
 async def test_redis_is_away(node):
@@ -118,6 +122,20 @@ async def test_redis_is_away(node):
         assert await talk.closed() == 4503
     await ended(node, "4503 unavailable")
     assert node.probe.facts["failed default system unavailable"] == 1
+    assert node.probe.refused_agents == ["demo"], "whom it asked for"
+
+
+async def test_a_message_over_http_that_fails_by_our_fault(node):
+    async def broken(*_args, **_kwargs):
+        raise Unavailable
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{node.port}") as http:
+        made = await http.post("/api/v1/sessions", json={"agent_id": "demo"})
+        node.bus.accept = broken
+        path = f"/api/v1/sessions/{made.json()['session_id']}/messages"
+        assert (await http.post(path, json={"content": "hi"})).status_code == 503
+    assert node.probe.facts["failed default user unavailable"] == 1
+    assert node.probe.refused_agents == ["demo"]
 
 
 # --- HTTP -----------------------------------------------------------------------------------------
@@ -189,3 +207,56 @@ async def test_an_answer_that_breaks_is_a_failure_though_it_has_begun(begun, end
     with pytest.raises(end):
         await counted({"type": "http", "method": "GET"}, asyncio.Event().wait, send)
     assert served == [status]
+
+
+# --- what the application never hears of ----------------------------------------------------------
+
+GET = b"GET /health/liveness HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+POST = b"POST /api/v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+SERVED, NO_REQUEST = ("GET", "/health/liveness", 200), ("", "unmatched", 400)
+
+REFUSED = {
+    "garbage": (b"garbage\r\n\r\n", [NO_REQUEST]),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00", [NO_REQUEST]),
+    "no HTTP that we know": (b"PUT / HTTP/9.1\r\n\r\n", [("PUT", "unmatched", 400)]),
+    "no path": (b"CONNECT a:1 HTTP/1.1\r\n\r\n", [("CONNECT", "unmatched", 400)]),
+    "a header too long": (GET + b"A: " + b"x" * 80_000, [("GET", "unmatched", 431)]),
+    "line ends": (b"\r\n" * 40_000, [("", "unmatched", 431)]),
+    "behind another": (GET + b"\r\n" + b"garbage", [SERVED, NO_REQUEST]),
+    "in the body": (POST + b"garbage", [("POST", "/api/v1/sessions", 400)]),
+    "in the trailers": (
+        POST + b"2\r\n{}\r\n0\r\n" + b"A: b\r\n" * 14_000,
+        [("POST", "/api/v1/sessions", 431)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+async def test_a_request_that_the_parser_refuses_is_counted_once(node, kind):
+    data, facts = REFUSED[kind]
+    async with raw.connection(node.port) as client:
+        client.send(data)
+        assert b"HTTP/1.1 4" in await client.rest()
+    await until(lambda: len(node.served) >= len(facts) and not node.server.server_state.tasks)
+    assert sorted(node.served) == sorted(facts)
+
+
+LATE = {
+    "nothing": (b"", []),
+    "half a head": (GET, [("GET", "unmatched", 408)]),
+    "half a body": (POST + b"2\r\n{", [("POST", "/api/v1/sessions", 408)]),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+async def test_a_request_that_does_not_come_is_counted_once(node, kind, monkeypatch):
+    """A connection that nobody used is none: browsers make some ahead."""
+    for name in ("HEAD_TIMEOUT_S", "BODY_TIMEOUT_S"):
+        monkeypatch.setattr(http_protocol, name, 0.2)
+    data, facts = LATE[kind]
+    async with raw.connection(node.port) as client:
+        client.send(data)
+        assert await client.rest() == b""
+    state = node.server.server_state
+    await until(lambda: not state.connections and not state.tasks)
+    assert node.served == facts

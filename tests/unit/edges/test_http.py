@@ -28,7 +28,9 @@ async def client(node: Node) -> AsyncIterator[httpx.AsyncClient]:
 # --- who may ask ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1]x", "::1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "[::1]x", "::1", "10.0.0.1"]
+)
 async def test_another_host_name_is_refused(client, host):
     assert (await client.get("/", headers={"Host": host})).status_code == 403
 
@@ -39,8 +41,11 @@ async def test_several_host_names_are_refused(client):
     assert_problem(await client.get("/", headers=hosts), 403, "forbidden")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8000", "[::1]:8000", "LOCALHOST"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost:8000", "[::1]:8000", "LOCALHOST", "127.0.0.2:1"]
+)
 async def test_loopback_by_any_name(client, host):
+    """Also by an address of it that is served alone (`GATEWAY_HOST=127.0.0.2`)."""
     assert (await client.get("/health/liveness", headers={"Host": host})).status_code == 200
 
 

@@ -390,6 +390,19 @@ def test_goaway_is_honoured_exactly_and_once() -> None:
     assert core.disconnected(1006, random=0.5, attached_s=0) == Retry(0.25)
 
 
+def test_what_was_said_holds_for_one_attempt() -> None:
+    """A server that is away for longer than it said is sought with back-off."""
+    core = attached_core()
+    core.receive(GoAway("drain", 2500))
+    tries = [core.disconnected(1012, random=1, attached_s=60)]
+    tries += [core.disconnected(1006, random=1, attached_s=0) for _ in range(3)]
+    assert tries == [Retry(2.5), Retry(0.5), Retry(1), Retry(2)]
+    core.connected("o2")
+    core.receive(Error("unavailable", "x", True, retry_after_ms=4000))
+    assert core.disconnected(CloseCode.OVERLOADED, random=0, attached_s=0) == Retry(4)
+    assert core.disconnected(1006, random=0, attached_s=0) == Retry(0)
+
+
 def test_retry_after_is_the_earliest_time_and_spread_from_there() -> None:
     core = ClientCore(agent="demo")
     assert core.disconnected(1006, random=0, attached_s=0, retry_after_s=3) == Retry(3)

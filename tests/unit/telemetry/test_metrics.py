@@ -486,18 +486,20 @@ def test_a_refusal_by_our_fault_is_a_line_and_a_flood_of_them_is_not_many(monkey
     sink = logger.add(lambda it: lines.append((current_ids().tenant_id, it.record["extra"])))
     try:
         for _ in range(4):
-            telemetry.message_failed("acme", "user", "unavailable")
+            telemetry.message_failed("acme", "user", "unavailable", "demo")
         telemetry.message_failed("globex", "user", "unavailable")
         telemetry.message_failed("acme", "user", "busy")
         monkeypatch.setattr(metrics, "REFUSAL_QUIET_S", 0.0)
         telemetry.message_failed("acme", "user", "unavailable")
     finally:
         logger.remove(sink)
-    found = [(tenant, extra["code"], extra["suppressed"]) for tenant, extra in lines]
+    found = [
+        (tenant, extra["agent_id"], extra["code"], extra["suppressed"]) for tenant, extra in lines
+    ]
     assert found == [
-        ("acme", "unavailable", 0),
-        ("globex", "unavailable", 0),
-        ("acme", "unavailable", 3),
+        ("acme", "demo", "unavailable", 0),
+        ("globex", None, "unavailable", 0),
+        ("acme", None, "unavailable", 3),
     ]
 
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from support.following import until
 
 import gateway
 from gateway.session.context import current_ids, log_context
-from gateway.session.errors import CannotStart, Refused
+from gateway.session.errors import CannotStart, Refused, Rejected, Unavailable
 from gateway.session.model import SessionKey
 from gateway.session.tracing import UNTRACED, valid_traceparent
 from gateway.telemetry import spans
@@ -294,21 +294,45 @@ def test_a_duplicate_is_of_the_run_that_is_known_by_it(
     assert len(names(exported)) == 3
 
 
-@pytest.mark.parametrize("refused", [True, False])
-def test_what_makes_no_run_is_over_at_once(
-    tracer: Spans, exported: InMemorySpanExporter, refused: bool
+NOT_MADE = {
+    "busy": (Refused(ErrorCode.BUSY, "a run is open"), "", "refused"),
+    "full": (Rejected("the journal is full"), "", "refused"),
+    "no answer": (Unavailable(), "r-1", "unknown"),  # it may have made its run all the same
+    "fault": (ValueError(), "r-1", "unknown"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_MADE)
+def test_what_is_refused_is_over_at_once_and_names_no_run(
+    tracer: Spans, exported: InMemorySpanExporter, kind: str
 ) -> None:
-    try:
-        with accepting(tracer):
-            if refused:
-                raise Refused(ErrorCode.BUSY, "a run is open")
-    except Refused:
-        pass
-    assert names(exported) == ["publish agent:{agent}", "run demo"]
-    found = [(span.attributes or {}).get("error.type") for span in exported.get_finished_spans()]
-    assert found == (["busy"] * 2 if refused else [None] * 2)
+    """Or a trace would show a task that nobody finds anywhere."""
+    error, task_id, status = NOT_MADE[kind]
+    with suppress(type(error)), tracer.connecting(PARENT), accepting(tracer):
+        raise error
+    publish, run, _caller = spans = exported.get_finished_spans()
+    assert [span.name for span in spans] == [
+        *("publish agent:{agent}", "run demo", "websocket.connect")
+    ]
+    assert {(span.attributes or {})["task_id"] for span in spans} == {task_id}
+    assert (publish.attributes or {})["messaging.message.id"] == task_id
+    assert (run.attributes or {})["nooble.run.status"] == status
+    code = error.code if isinstance(error, Refused) else "ValueError"
+    assert {(span.attributes or {})["error.type"] for span in spans} == {code}
     tracer.close()
-    assert len(names(exported)) == 2
+    assert len(names(exported)) == 3
+
+
+def test_an_end_that_passes_before_redis_fails_to_answer_is_its_end(
+    tracer: Spans, exported: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    with suppress(Unavailable), accepting(tracer):
+        tracer.run_ended("r-1", "F", "-")
+        raise Unavailable
+    run, publish = exported.get_finished_spans()
+    assert ((run.attributes or {})["nooble.run.status"], run.status.is_unset) == ("success", True)
+    assert (publish.attributes or {})["error.type"] == "unavailable"
+    assert caplog.records == [], "nothing is said to a span that has ended"
 
 
 def test_open_runs_are_bounded_and_those_of_a_node_that_leaves_say_so(
