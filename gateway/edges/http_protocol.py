@@ -106,6 +106,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._expect_nothing()
         super().handle_websocket_upgrade()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """As uvicorn calls it, to say that a library is missing: it is answered as HTTP."""
+
     # --- as the parser calls it -------------------------------------------------------------------
 
     def on_message_begin(self) -> None:

@@ -241,6 +241,19 @@ async def test_a_request_that_the_parser_refuses_is_counted_once(node, kind):
     assert sorted(node.served) == sorted(facts)
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+async def test_an_upgrade_that_there_is_not_is_a_request_like_all_others(node, protocol, caplog):
+    """As a WebSocket on the admin port is. It is no fault of ours, and nothing is missing here."""
+    assert node.server is not None
+    node.server.config.ws_protocol_class = None
+    async with raw.connection(node.port) as client:
+        client.send(GET, b"Connection: Upgrade\r\nUpgrade: %s\r\n\r\n" % protocol.encode())
+        await client.until(b'{"status":"ok"}')
+    await until(lambda: node.served)
+    assert node.served == [SERVED]
+    assert [each.message for each in caplog.records if each.name == "uvicorn.error"] == []
+
+
 LATE = {
     "nothing": (b"", []),
     "half a head": (GET, [("GET", "unmatched", 408)]),
