@@ -130,6 +130,7 @@ class Node:
             prepare=archive.prepare,
             write=archive.writer.write,
             erased=archive.writer.erased,
+            erase=eraser.erase_live,
             probe=telemetry,
             node=self.node_id,
             partitions=keys.PARTITIONS,

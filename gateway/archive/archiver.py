@@ -59,8 +59,9 @@ class Archiver:
         *,
         journal: Journal,
         prepare: Callable[[], Awaitable[None]],
-        write: Callable[[Sequence[Record]], Awaitable[None]],
+        write: Callable[[Sequence[Record]], Awaitable[Iterable[tuple[SessionKey, str]]]],
         erased: Callable[[SessionKey, str], Awaitable[bool]],
+        erase: Callable[[SessionKey, str], Awaitable[object]],
         probe: ArchiveProbe,
         node: str,
         partitions: int,
@@ -75,10 +76,13 @@ class Archiver:
             journal: where history waits.
             prepare: makes the database fit to be written, before that is done first. Raises
                 `Unavailable` until it is.
-            write: writes records in one transaction, idempotently. Raises `Unavailable` while the
-                database is away, `BadRecord` when it will never take one of them. What else it
-                raises is a fault of ours, and no reason to set history aside: the entry waits.
+            write: writes records in one transaction, idempotently. Answers sessions, with their
+                users, that were erased. Raises `Unavailable` while the database is away,
+                `BadRecord` when it will never take one of them. What else it raises is a fault of
+                ours, and no reason to set history aside: the entry waits.
             erased: whether a session of a user was erased. Raises `Unavailable`.
+            erase: removes what lives of such a session, which Redis may have forgotten to be
+                erased. Raises `Unavailable`.
             probe: telemetry.
             node: this one.
             partitions: how many journals there are.
@@ -92,6 +96,7 @@ class Archiver:
         self._prepare = prepare
         self._write = write
         self._erased = erased
+        self._erase = erase
         self._probe = probe
         self._node = node
         self._partitions = partitions
@@ -202,7 +207,8 @@ class Archiver:
         never take is buried, and what we stumble over waits; neither holds up the others.
         """
         try:
-            await self._write([record for _, record in entries])
+            for key, user in await self._write([record for _, record in entries]):
+                await self._erase(key, user)
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - it is looked at below

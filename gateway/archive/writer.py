@@ -30,8 +30,11 @@ class Writer:
         """`database` stays the caller's."""
         self._database = database
 
-    async def write(self, records: Sequence[Record]) -> None:
+    async def write(self, records: Sequence[Record]) -> list[tuple[SessionKey, str]]:
         """Archives a batch, all of it or nothing; what belongs to a tombstone is dropped.
+
+        Answers the sessions, with their users, of which something was dropped: if they live, they
+        must not.
 
         Raises:
             HistoryAway: the database is away, full or locked: the same batch may pass later.
@@ -59,6 +62,7 @@ class Writer:
             ran = [(prepared[key][0], prepared[key][3]) for key in keys if key in fresh]
             if usage := usage_rows(ran):
                 await connection.execute(_add_usage(connection), usage)
+        return _dropped(records, kept)
 
     async def erased(self, key: SessionKey, user: str) -> bool:
         """Whether a session was erased, or all of its user when it had begun.
@@ -89,6 +93,15 @@ async def _not_erased(connection: AsyncConnection, records: Sequence[Record]) ->
         return list(records)
     begun = await _begun(connection, records)
     return [record for record in records if not _is_erased(record, erased, begun)]
+
+
+def _dropped(records: Sequence[Record], kept: Sequence[Record]) -> list[tuple[SessionKey, str]]:
+    """Whose records were not kept. The end of a session is nothing to end it for."""
+    passed = set(map(id, kept))
+    gone = (record for record in records if id(record) not in passed)
+    return sorted(
+        {(key_of(record), record.user) for record in gone if not isinstance(record, SessionOver)}
+    )
 
 
 async def _begun(connection: AsyncConnection, records: Sequence[Record]) -> dict[SessionKey, int]:

@@ -107,6 +107,12 @@ def create_connection(client: Client, channel: str) -> AbstractConnection:
     return pool.make_connection()
 
 
+def server_of(client: Client, key: str) -> str:
+    """A name of the server that has `key`, to tell it from others."""
+    node: Any = client.get_node_from_key(key) if isinstance(client, RedisCluster) else None
+    return node.name if node else ""
+
+
 @asynccontextmanager
 async def same_connection(client: Client, key: str) -> AsyncGenerator[AbstractConnection]:
     """A pooled connection to the server that has `key`, for commands that must share it.

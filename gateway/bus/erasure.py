@@ -1,6 +1,9 @@
 """`Erasure` on Redis: removes what lives of a session, and finds the sessions of a user."""
 
+from collections.abc import Sequence
+
 from gateway.bus import keys
+from gateway.bus.connection import server_of
 from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import parse_closed
 from gateway.session.model import Closed, SessionKey
@@ -46,3 +49,10 @@ class RedisErasure:
                 "erase", keys.session(key), user, call_id, replicas=self._ack_replicas
             )
         )
+
+    async def settle(self, sessions: Sequence[SessionKey], user: str) -> None:
+        """Returns when the servers have on their disks that they were erased, or cannot tell."""
+        client = self._scripts.client
+        servers = {server_of(client, keys.session(key)): key for key in sessions}
+        for key in servers.values():  # one speaks for all that were erased before
+            await self._scripts.settle("erase", keys.session(key), user, "")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from loguru import logger
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     InvalidResponse,
     MaxConnectionsError,
@@ -49,6 +50,8 @@ _PAUSE_S = 1.0
 _PROBE_S = 4.0
 _CONFIRM_MS = 1000
 """How long the replicas may take; less than what bounds the whole call."""
+_FLUSH_MS = 2000
+"""How long the disk may take; usually it has everything within a second."""
 _WAITING = 32
 """Calls that wait for replicas hold a connection each; slow replicas leave some to the others."""
 
@@ -227,14 +230,11 @@ class Scripts:
         it costs no round trip of its own.
         """
         async with self._waiting, same_connection(self.client, key) as connection:
-            commands = [(command, script, 1, key, *arguments), ("WAIT", replicas, _CONFIRM_MS)]
-            await connection.send_packed_command(connection.pack_commands(commands))
-            answers: list[Any] = []
-            for _ in commands:
-                try:
-                    answers.append(await connection.read_response())
-                except ResponseError as error:  # the connection is well, and has the other answer
-                    answers.append(error)
+            answers = await _ask(
+                connection,
+                (command, script, 1, key, *arguments),
+                ("WAIT", replicas, _CONFIRM_MS),
+            )
         for answer in answers:
             if isinstance(answer, MovedError):
                 await cast("Any", self.client).nodes_manager.move_slot(answer)
@@ -244,6 +244,50 @@ class Scripts:
         if answers[1] < replicas:
             raise Unavailable("too few replicas of the message store confirmed it in time")
         return answers[0]
+
+    async def settle(self, name: str, key: str, *arguments: Argument) -> None:
+        """Returns when the server of `key` has on its disk what it was told up to now.
+
+        Not every server can say so: it takes Redis 7.2 or Valkey, with an append-only file that is
+        flushed by policy. Others are not waited for.
+
+        Args:
+            name: a script that writes something whenever it is called: WAITAOF, as WAIT, speaks of
+                the writes of its own connection.
+            key: its key, and `arguments` its arguments.
+            arguments: see `key`.
+
+        Raises:
+            Unavailable: the disk does not have it in time, or Redis does not answer.
+        """
+        async with (
+            self.asking("settle", keys.tenant_of(key)),
+            same_connection(self.client, key) as connection,
+        ):
+            [policy] = await _ask(connection, ("CONFIG", "GET", "appendfsync"))
+            if isinstance(policy, list) and b"no" in policy:
+                return
+            written, flushed = await _ask(
+                connection,
+                ("EVAL", source(name), 1, key, *arguments),
+                ("WAITAOF", 1, 0, _FLUSH_MS),
+            )
+            if isinstance(written, ResponseError):
+                raise written
+            if isinstance(flushed, list) and not flushed[0]:
+                raise Unavailable("the message store has not yet written it to its disk")
+
+
+async def _ask(connection: AbstractConnection, *commands: tuple[Argument, ...]) -> list[Any]:
+    """What the commands are answered, sent in one go; refusals among it."""
+    await connection.send_packed_command(connection.pack_commands(commands))
+    answers: list[Any] = []
+    for _ in commands:
+        try:
+            answers.append(await connection.read_response())
+        except ResponseError as error:  # the connection is well, and has the other answers
+            answers.append(error)
+    return answers
 
 
 class _Fault(NamedTuple):

@@ -5,11 +5,11 @@ import json
 import signal
 from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, cast
 
 from gateway.chat.earlier import Earlier, Unlisted, text_of
 from gateway.chat.terminal import Lines, Screen
+from gateway.chat.tools import TOOLS, run_tool
 from gateway.client import (
     Attached,
     Deliver,
@@ -29,14 +29,6 @@ HELP = (
     "(/sessions lists earlier ones, /open N opens one, /cancel or Ctrl-C stops an answer,"
     " /quit or Ctrl-D leaves)"
 )
-
-TOOLS: list[JsonObject] = [
-    {
-        "name": "get_local_time",
-        "description": "The date and time where the user is.",
-        "parameters": {"type": "object", "properties": {}},
-    }
-]
 
 
 class Conversation:
@@ -61,6 +53,7 @@ class Conversation:
         self._own_runs: set[str] = set()
         self._sending = 0
         self._replaced = 0
+        self._history_follows = False
         self._calls: asyncio.Queue[str] = asyncio.Queue()
         self._calls_open = 0
         self._questions: list[JsonObject] = []
@@ -114,7 +107,7 @@ class Conversation:
             self._screen.note(f"Session {opened.session_id} with {opened.agent} {HELP}")
         for message in self._session.messages:
             self._show_message(message)
-        self._survivors(opened.runs)
+        self._open_runs = {run.run_id for run in opened.runs}
         self._questions = list(opened.interrupts)
         self._ready_for_input()
 
@@ -132,6 +125,7 @@ class Conversation:
         match happening:
             case Replace():
                 self._replaced += 1
+                self._history_follows = False
                 screen.note("(the history was replaced)")
                 for message in self._session.messages[-1:]:
                     self._show_message(message)
@@ -213,8 +207,9 @@ class Conversation:
         return self._sending > 0 or run_id in self._own_runs
 
     def _survivors(self, runs: list[RunInfo]) -> None:
+        """What was shown is void; these runs go on, and a history follows."""
         self._open_runs = {run.run_id for run in runs}
-        self._progress.set()
+        self._history_follows = True
 
     def _show_message(self, message: Any) -> None:
         match message:
@@ -256,7 +251,7 @@ class Conversation:
         self._left.set()
 
     async def _idle(self) -> None:
-        while self._open_runs or self._calls_open:
+        while self._open_runs or self._calls_open or self._history_follows:
             self._progress.clear()
             await self._progress.wait()
 
@@ -357,11 +352,7 @@ class Conversation:
     async def _run_tools(self) -> None:
         while True:
             call_id = await self._calls.get()
-            name = _tool_name(self._session.messages, call_id)
-            if name == "get_local_time":
-                content, error = datetime.now().astimezone().isoformat(timespec="seconds"), None
-            else:
-                content, error = "", f"this client has no tool {name!r}"
+            content, error = run_tool(self._session.messages, call_id)
             try:
                 await self._begin_run(self._session.tool_result(call_id, content, error))
             except Refusal as refusal:
@@ -369,17 +360,6 @@ class Conversation:
             finally:
                 self._calls_open -= 1
                 self._ready_for_input()
-
-
-def _tool_name(messages: list[JsonObject], call_id: str) -> str:
-    for message in reversed(messages):
-        for call in message.get("toolCalls") or ():
-            match call:
-                case {"id": str(known), "function": {"name": str(name)}} if known == call_id:
-                    return name
-                case _:
-                    pass
-    return "?"
 
 
 def _payload(text: str, schema: Any) -> Any:

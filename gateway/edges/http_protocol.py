@@ -107,7 +107,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """As uvicorn calls it, to say that a library is missing: it is answered as HTTP."""
+        """As uvicorn calls it; it would say that a library is missing. Answered as plain HTTP."""
 
     # --- as the parser calls it -------------------------------------------------------------------
 

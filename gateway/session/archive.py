@@ -257,6 +257,10 @@ class Erasure(Protocol):
         """
         ...
 
+    async def settle(self, sessions: Sequence[SessionKey], user: str) -> None:
+        """Returns when Redis has on its disk what was erased of the user, or cannot tell."""
+        ...
+
 
 NOWHERE: Mapping[int, str] = MappingProxyType({})
 

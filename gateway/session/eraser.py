@@ -24,6 +24,10 @@ class Eraser:
         # lives comes last: while it is there, its user can ask for all of this again.
         await self._history.erase(key.tenant, user, key.session_id)
         await self._journal.drop_dead(key.tenant, user, key.session_id)
+        return await self.erase_live(key, user)
+
+    async def erase_live(self, key: SessionKey, user: str) -> bool:
+        """Removes what lives of a session with a tombstone in the archive. Answers as `erase`."""
         try:
             await self._endings.erase(key, user)
         except Refused as refused:

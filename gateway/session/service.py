@@ -234,6 +234,7 @@ class SessionService:
         if not (await self._lives(key, who.user) or await self._history.session(key, who.user)):
             raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
         await self._erase(key, who.user)
+        await self._erasure.settle([key], who.user)
 
     async def erase_user(self, who: Principal) -> int:
         """Removes all sessions of this user, likewise. Answers how many there were, at least."""
@@ -244,6 +245,7 @@ class SessionService:
         for key in alive:
             await self._erase(key, who.user)
         await self._journal.drop_dead(who.tenant, who.user)
+        await self._erasure.settle(alive, who.user)
         return max(archived, len(alive))
 
     async def _erase(self, key: SessionKey, user: str) -> None:

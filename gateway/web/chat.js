@@ -103,9 +103,9 @@ async function recall(mine, current) {
     let more = true;
     try {
       const response = await fetch(path);
-      const past = response.ok ? (await response.json()).messages : [];
+      const past = response.ok ? await response.json() : undefined;
       if (current !== conversation) return;
-      more = response.ok ? current.recall(past) : response.status >= 500;
+      more = past ? current.recall(past.messages, past.next_cursor != null) : response.status >= 500;
     } catch {
       // The connection is lost: it may be back for the next look.
     }

@@ -11,7 +11,7 @@
  *   A user message that no run has begun to answer. `repeatable`: the same id may be sent again.
  * @typedef {{key: string, message: Message, explained?: boolean} | {key: string, note: Note}} Item
  *   `explained`: a note says how its run ended.
- * @typedef {{kind: "error"|"stopped"|"usage"|"answer", text: string}} Note
+ * @typedef {{kind: "error"|"stopped"|"usage"|"answer"|"cut", text: string}} Note
  * @typedef {{message: Message, run_id: string, code?: string,
  *   outcome?: "success"|"interrupt"|"cancelled"|"error"}} Past
  *   A message as the HTTP API lists it, with how its run ended, once that is archived.
@@ -111,10 +111,16 @@ export class Conversation {
   }
 
   /**
-   * Notes how runs ended that this page did not see end. Answers whether more is to be known later.
+   * Notes how runs ended that this page did not see end, and that more was said than a snapshot
+   * holds. Answers whether more is to be known later.
    * @param {Past[]} past oldest first
+   * @param {boolean} older there is more before it
    */
-  recall(past) {
+  recall(past, older) {
+    const cut = older || (past.length > 0 && !this.transcript.byId.has(past[0].message.id));
+    if (cut && this.items[0]?.key !== "cut") {
+      this.items.unshift({ key: "cut", note: { kind: "cut", text: "Earlier messages are not shown" } });
+    }
     /** @type {Map<string, Past[]>} */
     const runs = new Map();
     for (const one of past) runs.set(one.run_id, [...(runs.get(one.run_id) ?? []), one]);

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ from gateway.archive.writer import Writer
 from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.session.archive import JournalState
-from gateway.session.errors import Unavailable
-from gateway.session.model import Limits
+from gateway.session.errors import Refused, Unavailable
+from gateway.session.model import Limits, SessionKey
+from protocol.codes import ErrorCode
 
 USAGE = [{"model": "m", "inputTokens": 3, "outputTokens": 5}]
 
@@ -49,6 +51,7 @@ def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = N
         prepare=database.check,
         write=Writer(database).write,
         erased=Writer(database).erased,
+        erase=partial(erase_live, bus),
         probe=Silent(),
         node=node,
         partitions=keys.PARTITIONS,
@@ -57,6 +60,10 @@ def archiver(bus: Bus, database: Database, node: str = "n1", *, journal: Any = N
     )
     made.heard({node: True})
     return made
+
+
+async def erase_live(bus: Bus, key: SessionKey, user: str) -> None:
+    await bus.erasure.erase(key, user, call_id="archiver")
 
 
 def reader(database: Database) -> Reader:
@@ -282,3 +289,35 @@ async def test_a_database_that_comes_later_is_migrated_then_where_that_is_wanted
         await archive.prepare()
         await archive.database.check()
         await careful.prepare()
+
+
+async def test_a_session_of_which_redis_forgot_that_it_was_erased_ends(
+    bus: Bus, database: Database
+):
+    """Redis lost its last second, and the answered erasure with it: nobody may go on there."""
+    talk, other = await converse(bus), Talk(bus, user="else")
+    await archiver(bus, database).archive()
+    await reader(database).erase(talk.key.tenant, talk.user, talk.key.session_id)
+    await talk.finish(await talk.running("once more"))
+    await other.open()
+    await archiver(bus, database).archive()
+    with pytest.raises(Refused) as caught:
+        await talk.open(agent=None)
+    assert caught.value.code is ErrorCode.SESSION_NOT_FOUND
+    assert await bus.sessions.snapshot(talk.key) is None
+    assert await talk.journal() == []
+    assert await texts(database, talk) == []
+    assert await other.state() == "idle", "another's"
+
+
+async def test_one_that_was_made_by_an_erased_key_while_the_archive_was_away_ends(
+    bus: Bus, database: Database
+):
+    """Redis remembers an hour; what was said there would never be archived, and nobody be told."""
+    talk = Talk(bus)
+    await reader(database).erase(talk.key.tenant, talk.user, talk.key.session_id)
+    await talk.open(digest="same")
+    await archiver(bus, database).archive()
+    with pytest.raises(Refused) as caught:
+        await talk.open(digest="same")
+    assert caught.value.code is ErrorCode.SESSION_ENDED

@@ -1,18 +1,21 @@
 """What is erased is gone at once, and nobody brings it back."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.bus import archive_all
+from redis.asyncio import RedisCluster
+from support.bus import archive_all, running_bus
 from support.talk import Talk
 
+import gateway.bus.scripts as scripts_module
 from gateway.bus import keys
 from gateway.bus.bus import Bus
 from gateway.session.archive import Recalled
 from gateway.session.entry import Control, parse_push
-from gateway.session.errors import Fenced, Refused
+from gateway.session.errors import Fenced, Refused, Unavailable
 from gateway.session.model import AgentEvent, Closed, SessionKey
 from protocol.codes import ErrorCode
 from protocol.frames import Cursor
@@ -252,3 +255,62 @@ async def test_thousands_of_finished_runs_are_removed_a_part_at_a_time(talk: Tal
     assert len(await keys_of(talk)) == 1
     with pytest.raises(Fenced):
         await talk.append(claim, 0, "A")
+
+
+# --- for good -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def own() -> AsyncIterator[Bus]:
+    """On a server of its own; as those of all tests it does not flush its file by itself."""
+    async with running_bus() as bus:
+        yield bus
+
+
+async def waits(bus: Bus) -> int:
+    """How often somebody waited for the server's disk."""
+    client: Any = bus.client
+    where = {"target_nodes": RedisCluster.ALL_NODES} if isinstance(client, RedisCluster) else {}
+    stats = await client.info("commandstats", **where)
+    return stats.get("cmdstat_waitaof", {}).get("calls", 0)
+
+
+async def erased_sessions(bus: Bus) -> list[SessionKey]:
+    talks = [Talk(bus) for _ in range(5)]
+    for talk in talks:
+        await talk.open()
+        await erase(talk)
+    return [talk.key for talk in talks]
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+async def test_what_was_erased_is_waited_for_until_the_disk_has_it(cluster: bool) -> None:
+    """With its last second Redis would lose an erasure that was answered."""
+    async with running_bus(cluster=cluster) as bus:
+        await bus.client.config_set("appendfsync", "everysec")
+        await bus.erasure.settle(await erased_sessions(bus), "ann")
+        assert await waits(bus) == 1, "once for all on one server"
+        await bus.erasure.settle([], "ann")
+        assert await waits(bus) == 1
+
+
+async def test_a_server_that_cannot_tell_is_not_waited_for(own: Bus) -> None:
+    names = await erased_sessions(own)
+    await own.erasure.settle(names, "ann")
+    assert await waits(own) == 0, "it does not flush by itself"
+    await own.client.config_set("appendfsync", "everysec")
+    await own.client.acl_setuser("default", commands=["-waitaof"])  # as if it did not know it
+    await own.erasure.settle(names, "ann")
+    await own.client.acl_setuser("default", commands=["+waitaof"])
+    await own.client.config_set("appendonly", "no")
+    await own.erasure.settle(names, "ann")
+
+
+async def test_a_disk_that_does_not_have_it_in_time_is_no_answer(
+    own: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts_module, "_FLUSH_MS", 50)
+    names = await erased_sessions(own)
+    await own.client.acl_setuser("default", commands=["-config"])  # that it waits in vain
+    with pytest.raises(Unavailable):
+        await own.erasure.settle(names, "ann")

@@ -322,11 +322,11 @@ def test_new_chat(chat: ChatPage) -> None:
 def test_the_agent_comes_after_the_page(browser: Browser, stack: Stack) -> None:
     """The page says in plain words that there is none, and works when its first worker comes."""
     with chat_page(browser) as chat:
+        chat.hasten()
         chat.page.goto(f"{stack.url}/?agent=counting")
         expect(chat.status).to_contain_text("There is no agent “counting” yet")
         chat.say("count 3 0")
-        stack.add_worker("support.agents:counting")
-        # The page may try a while after the worker is there: it tries less and less often.
-        expect(chat.answers).to_have_count(1, timeout=60_000)
+        stack.add_worker("support.agents:counting").wait_for_line('"worker serves"')
+        expect(chat.answers).to_have_count(1)
         chat.finished()
         assert shown(chat) == answers(stack, chat.session_id)

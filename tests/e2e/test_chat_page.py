@@ -34,6 +34,7 @@ class Peer:
         self.snapshot: list[Frame] = []
         self.history: list[list[Frame]] = []
         """What the HTTP API answers of the messages, one request after the other."""
+        self.next_cursor: str | None = None
         self.seq = 0
         chat.page.route(f"{ORIGIN}/**", self._serve)
         chat.page.route_web_socket("ws://chat.test/ws", self._accept)
@@ -65,7 +66,7 @@ class Peer:
         path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
         if path.startswith("/api/"):
             messages = self.history.pop(0) if self.history else []
-            route.fulfill(json={"messages": messages, "next_cursor": None})
+            route.fulfill(json={"messages": messages, "next_cursor": self.next_cursor})
             return
         file = WEB / ("index.html" if path == "/" else path.removeprefix("/web/"))
         route.fulfill(body=file.read_bytes(), content_type=TYPES.get(file.suffix, "text/html"))
@@ -262,6 +263,7 @@ def test_a_page_waits_for_an_agent_that_is_not_there_yet(chat: ChatPage) -> None
         peer.send(type="error", re=opened, code="agent_not_found", message="none", retryable=False)
         socket.close(code=4404)
 
+    chat.hasten()
     peer = Peer(chat, refuse=no_agent)
     peer.start()
     expect(chat.status).to_contain_text("There is no agent “demo” yet")
@@ -374,21 +376,36 @@ def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
 
 
 def test_a_stopped_answer_is_called_stopped_and_nothing_else(chat: ChatPage) -> None:
-    """That an answer was cut off is said as long as the history does not say why, and no longer."""
-    message = {
-        "id": "m1",
-        "role": "assistant",
-        "content": "I was",
-        "metadata": {"incomplete": True},
-    }
+    """That an answer was cut off is said where the history does not say why, and only there."""
+    lost, stopped = (
+        {"id": name, "role": "assistant", "content": "I was", "metadata": {"incomplete": True}}
+        for name in ("m1", "m2")
+    )
     peer = Peer(chat)
-    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [message]}]
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [lost, stopped]}]
+    peer.history = [[{"message": stopped, "run_id": "r2", "outcome": "cancelled"}]]
     peer.start()
     ends = chat.page.locator("#log .problem, #log .note")
-    expect(ends).to_have_text(["This answer was cut off."])
-    peer.history = [[{"message": message, "run_id": "r1", "outcome": "cancelled"}]]
+    expect(ends).to_have_text(["This answer was cut off.", "Stopped"])
+
+
+def test_a_long_chat_says_that_it_is_not_all_there(chat: ChatPage) -> None:
+    """A snapshot is bounded, by messages and by bytes; the history knows whether it has all."""
+    old, new = ({"id": name, "role": "assistant", "content": name} for name in ("old", "new"))
+    earlier = {"message": old, "run_id": "r1", "outcome": "success"}
+    whole = {"message": new, "run_id": "r2", "outcome": "cancelled"}
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [new]}]
+    peer.history, peer.next_cursor = [[whole]], "older"
+    peer.start()
+    said = chat.page.locator("#log .text, #log .note")
+    expect(said).to_have_text(["Earlier messages are not shown", "new", "Stopped"])
+    peer.history, peer.next_cursor = [[earlier, whole]], None
     chat.page.reload()
-    expect(ends).to_have_text(["Stopped"])
+    expect(said).to_have_text(["Earlier messages are not shown", "new", "Stopped"])
+    peer.history = [[whole]]
+    chat.page.reload()
+    expect(said).to_have_text(["new", "Stopped"])
 
 
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:

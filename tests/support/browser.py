@@ -94,6 +94,10 @@ class ChatPage:
         self.page.goto(url)
         self.connected()
 
+    def hasten(self) -> None:
+        """Makes the page back off by a tenth of what it may: by three seconds at most."""
+        self.page.add_init_script("Math.random = () => 0.1")
+
     def connected(self) -> None:
         """Waits for the connection."""
         expect(self.status).to_have_attribute("data-status", "open")

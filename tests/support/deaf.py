@@ -29,7 +29,14 @@ class Way:
         """They hear again, as if nothing had been."""
         self._muted.clear()
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until one of its sides is gone, however it went."""
+        try:
+            await self._carry(reader, writer)
+        except* OSError:
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_unix_connection(self._path)
 
         async def answers() -> None:
@@ -59,7 +66,7 @@ async def deafening(url: str, folder: Path) -> AsyncIterator[tuple[Way, str]]:
     """The way to a server on a unix socket, and the URL that leads over it."""
     way = Way(url.removeprefix("unix://"))
     path = folder / "way.sock"
-    server = await asyncio.start_unix_server(way.carry, path)
+    server = await asyncio.start_unix_server(way.serve, path)
     try:
         yield way, f"unix://{path}"
     finally:

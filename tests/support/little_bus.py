@@ -8,7 +8,7 @@ later, by hand).
 import asyncio
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -98,6 +98,7 @@ class LittleBus:
         self.erased: dict[SessionKey, str] = {}
         """Erased sessions, with the call that ended each by that."""
         self.dropped_dead: list[tuple[str, str, str]] = []
+        self.settled: list[tuple[SessionKey, str]] = []
         self.down = False
         self.dispatch_down = False
         self.lose = 0
@@ -329,6 +330,10 @@ class LittleBus:
         if key not in self.erased:
             raise Refused(ErrorCode.SESSION_NOT_FOUND, "no such session")
         return Closed(self.erased[key] == call_id, "demo", 1000, 61_000)
+
+    async def settle(self, sessions: Sequence[SessionKey], user: str) -> None:
+        await self._call("settle")
+        self.settled += [(key, user) for key in sessions]
 
     async def drop_dead(self, tenant: str, user: str, session_id: str = "") -> int:
         await self._call("drop_dead")

@@ -45,7 +45,7 @@ def run_tool(name: str, *arguments: str | Path) -> str:
         [tool_or_skip(name), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=110,
         check=False,
     )
     said = done.stdout + done.stderr

@@ -342,7 +342,7 @@ async def test_an_interrupt_that_was_open_is_asked_on_coming_back(server: Script
 
 
 async def test_a_reset_does_not_leave_it_waiting(server: ScriptedServer) -> None:
-    """The run that it waits for has ended unseen, behind the reset."""
+    """The run that it waits for has ended unseen, behind the reset; what was said is shown."""
     async with piped(server.url) as chat, asyncio.TaskGroup() as group:
         chat.type("x\n")
         ending = group.create_task(chat.end())
@@ -351,6 +351,8 @@ async def test_a_reset_does_not_leave_it_waiting(server: ScriptedServer) -> None
         await Answers(peer).say("r1", "lost")
         message = {"id": "m", "role": "assistant", "content": "kept"}
         await peer.send("reset", reason="epoch", runs=[])
+        await asyncio.wait([ending], timeout=0.3)  # what follows may be late
+        assert not ending.done()
         await peer.snapshot({"type": "MESSAGES_SNAPSHOT", "messages": [message]}, epoch="e2")
         code, out, err = await ending
     assert (code, out) == (0, "lost\nkept")

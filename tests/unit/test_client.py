@@ -686,7 +686,6 @@ async def test_a_server_that_is_no_web_server(naps: Naps) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
-        await writer.drain()
         writer.close()
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as tcp:

@@ -107,8 +107,9 @@ class LittleTable:
         self.stumbles: set[str] = set()
         self.failures = 0
         self.most = 1_000_000
+        self.erased: set[str] = set()
 
-    async def write(self, records: Sequence[Record]) -> None:
+    async def write(self, records: Sequence[Record]) -> list[tuple[SessionKey, str]]:
         await asyncio.sleep(0)
         if len(records) > self.most:
             raise Unavailable("not in the time that there is")
@@ -123,6 +124,9 @@ class LittleTable:
             raise RecursionError("a fault of ours")
         self.written.append(names)
         self.rows.update(zip(names, records, strict=True))
+        return [
+            (record.key, record.user) for record in records if record.key.session_id in self.erased
+        ]
 
 
 class Seen:
@@ -147,6 +151,8 @@ class World:
         self.probe = Seen()
         self.errors: list[Exception] = []
         self.erased: set[str] = set()
+        self.ended: list[str] = []
+        self.erase_down = False
         self.unprepared = 0
         self.prepared = 0
 
@@ -160,12 +166,19 @@ class World:
         assert user == "u"
         return key.session_id in self.erased
 
+    async def erase(self, key: SessionKey, user: str) -> None:
+        assert user == "u"
+        if self.erase_down:
+            raise Unavailable
+        self.ended.append(key.session_id)
+
     def archiver(self, node: str = "n1", alive: Sequence[str] = ("n1",)) -> Archiver:
         archiver = Archiver(
             journal=self.journal,
             prepare=self.prepare,
             write=self.table.write,
             erased=self.is_erased,
+            erase=self.erase,
             probe=self.probe,
             node=node,
             partitions=PARTITIONS,
@@ -467,6 +480,21 @@ async def test_a_bad_entry_of_an_erased_session_is_forgotten_not_set_aside(world
 
 
 # --- what is told ---------------------------------------------------------------------------------
+
+
+async def test_what_lives_of_an_erased_session_is_removed_before_its_entry_is_forgotten(world):
+    """Redis lost that it was erased, or the archive was away when somebody made it again."""
+    for name in ("one", "gone", "two"):
+        world.journal.add(name)
+    world.table.erased = {"gone"}
+    world.erase_down = True
+    archiver = world.archiver()
+    with pytest.raises(Unavailable):
+        await archiver.archive()
+    assert len(world.journal.waiting) == 3
+    world.erase_down = False
+    await until_empty(world, archiver)
+    assert world.ended == ["gone"]
 
 
 async def test_the_state_of_the_journals_is_told_while_the_database_is_away(world):

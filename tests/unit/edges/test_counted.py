@@ -264,12 +264,20 @@ LATE = {
 @pytest.mark.parametrize("kind", LATE)
 async def test_a_request_that_does_not_come_is_counted_once(node, kind, monkeypatch):
     """A connection that nobody used is none: browsers make some ahead."""
-    for name in ("HEAD_TIMEOUT_S", "BODY_TIMEOUT_S"):
-        monkeypatch.setattr(http_protocol, name, 0.2)
     data, facts = LATE[kind]
-    async with raw.connection(node.port) as client:
-        client.send(data)
-        assert await client.rest() == b""
     state = node.server.server_state
+
+    def hurry() -> None:
+        for name in ("HEAD_TIMEOUT_S", "BODY_TIMEOUT_S"):
+            monkeypatch.setattr(http_protocol, name, 0.2)
+
+    if not data:
+        hurry()
+    async with raw.connection(node.port) as client:
+        if data:  # which has all the time to arrive
+            await until(lambda: state.connections)
+            hurry()
+            client.send(data)
+        assert await client.rest() == b""
     await until(lambda: not state.connections and not state.tasks)
     assert node.served == facts

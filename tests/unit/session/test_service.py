@@ -466,10 +466,12 @@ async def test_an_erased_session_is_gone_everywhere_and_does_not_come_back(world
     world.bus.make()
     client = await world.join()
     order: list[str] = []
-    for owner, name in ((world.archive, "erase"), (world.bus, "erase"), (world.bus, "drop_dead")):
-        _record(owner, name, order)
+    for owner, *names in ((world.archive, "erase"), (world.bus, "settle", "erase", "drop_dead")):
+        for name in names:
+            _record(owner, name, order)
     await service.erase(ANONYMOUS, KEY.session_id)
-    assert order == ["LittleArchive.erase", "LittleBus.drop_dead", "LittleBus.erase"]
+    told = ["LittleArchive.erase", "LittleBus.drop_dead", "LittleBus.erase", "LittleBus.settle"]
+    assert order == told
     await world.settle()
     assert client.closed == 4410
     assert (world.archive.records, world.bus.sessions) == ({}, {})
@@ -601,6 +603,7 @@ async def test_all_of_a_user_is_erased_and_nothing_of_others(world, service):
     assert {key.session_id for key in mine[:2]} <= {name for _, _, name in world.archive.erased}
     assert ("acme", "anonymous", "") in world.archive.erased
     assert ("acme", "anonymous", "") in world.bus.dropped_dead
+    assert world.bus.settled == [(key, "anonymous") for key in mine[:2]]
 
 
 async def test_up_to_when_a_user_is_erased_is_by_the_clock_of_redis(world, service):
