@@ -10,6 +10,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.session.errors import CannotStart
 from gateway.session.masking import mask
@@ -145,13 +146,10 @@ async def check_server(client: Client, url: str) -> int:
     """
     where = f"REDIS_URL={mask(url)}"
     try:
-        async with in_time():
-            if isinstance(client, RedisCluster):
-                await client.initialize()
-                node: Any = client.get_default_node()
-                info: dict[str, Any] = await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType]
-            else:
-                info = await client.info()  # pyright: ignore[reportUnknownMemberType]
+        try:
+            info = await _info(client)
+        except RedisTimeoutError:  # of connecting, while perhaps we stood still ourselves
+            info = await _info(client)
     except AuthenticationError as error:
         raise UnusableRedis(f"{where}: the server refuses the credentials ({error})") from None
     except (RedisError, RedisClusterException, OSError) as error:
@@ -166,6 +164,15 @@ async def check_server(client: Client, url: str) -> int:
             " (an evicted key would be a lost message)"
         )
     return int(info.get("connected_slaves", 0))
+
+
+async def _info(client: Client) -> dict[str, Any]:
+    async with in_time():
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            node: Any = client.get_default_node()
+            return await client.info(target_nodes=node)  # pyright: ignore[reportUnknownMemberType]
+        return await client.info()  # pyright: ignore[reportUnknownMemberType]
 
 
 def _one_line(error: BaseException) -> str:

@@ -116,6 +116,18 @@ async def test_a_restart_within_the_repetitions_is_no_outage(server: RedisServer
     assert bus.scripts.breaker.failures == 0
 
 
+async def test_a_process_that_stands_still_when_it_starts_asks_again(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection was not made in time, by its own fault."""
+    url = f"unix://{server.socket}"
+    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_S", 0.5)
+    client = connection.create_client(url)
+    asyncio.get_running_loop().call_later(0, time.sleep, 1)
+    assert await connection.check_server(client, url) == 0
+    await client.aclose()
+
+
 async def test_a_cluster_of_which_no_server_answers_is_unavailable() -> None:
     """Redis-py has an exception for it that is none of its own family."""
     async with connected_bus(f"redis+cluster://127.0.0.1:{free_port()}") as bus:
