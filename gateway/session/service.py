@@ -311,7 +311,13 @@ class SessionService:
             self._hub.expect_run(view.key, accepted.run_id)
         elif closed is None:
             breakers.release(tenant, view.agent)
-        return await self._acknowledge(new.frame_id, accepted)
+        before = self._seen(view)
+        ack = await self._acknowledge(new.frame_id, accepted)
+        after = self._seen(view)
+        if before and after and before.epoch != after.epoch:
+            # Redis lost writes, perhaps this one; and the `reset` that says so may be out already.
+            raise Unavailable("this session has just begun anew")
+        return ack
 
     def _unless_lost(self, refused: Refused, key: SessionKey, user: str) -> Refused:
         """The refusal, or another one for a session that is about to be there again."""

@@ -98,6 +98,28 @@ async def test_a_message_carries_what_its_run_needs(world, service):
     assert world.bus.dispatched[0].run_id == ack.run_id
 
 
+async def test_nothing_is_acknowledged_behind_the_reset_that_may_have_lost_it(
+    world, service, monkeypatch
+):
+    """Guarantee 1: Redis dies between `accept` and `dispatch`, and comes back without the run."""
+    world.bus.make()
+    client = await world.join()
+    view = await service.find(ANONYMOUS, KEY.session_id)
+    dispatch = world.bus.dispatch
+
+    async def dispatch_late(ref, agent) -> None:
+        world.bus.new_epoch(keep=0)
+        world.bus.push(b"!reset e2")
+        await world.settle()
+        assert client.resets
+        await dispatch(ref, agent)
+
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(world.bus, "dispatch", dispatch_late)
+        await service.message(view, Message("m1", "hi"))
+    assert (await service.message(view, Message("m1", "hi"))).re == "m1"  # and so it is repeated
+
+
 async def test_whatever_starts_a_run_says_how_much_of_the_log_was_seen(world, service):
     """By this a Redis that lost writes is found out."""
     world.bus.make()
