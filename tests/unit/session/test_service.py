@@ -114,9 +114,10 @@ async def test_nothing_is_acknowledged_behind_the_reset_that_may_have_lost_it(
         assert client.resets
         await dispatch(ref, agent)
 
-    with monkeypatch.context() as patch, pytest.raises(Unavailable):
-        patch.setattr(world.bus, "dispatch", dispatch_late)
+    monkeypatch.setattr(world.bus, "dispatch", dispatch_late)
+    with pytest.raises(Unavailable):
         await service.message(view, Message("m1", "hi"))
+    monkeypatch.undo()
     assert (await service.message(view, Message("m1", "hi"))).re == "m1"  # and so it is repeated
 
 
