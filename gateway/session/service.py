@@ -311,10 +311,9 @@ class SessionService:
             self._hub.expect_run(view.key, accepted.run_id)
         elif closed is None:
             breakers.release(tenant, view.agent)
-        before = self._seen(view)
         ack = await self._acknowledge(new.frame_id, accepted)
-        after = self._seen(view)
-        if before and after and before.epoch != after.epoch:
+        now = self._seen(view)
+        if new.seen and now and now.epoch != new.seen.epoch:
             # Redis lost writes, perhaps this one; and the `reset` that says so may be out already.
             raise Unavailable("this session has just begun anew")
         return ack
