@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from redis.exceptions import RedisClusterException
+
 from gateway.bus import keys
 from gateway.bus.connection import server_of
 from gateway.bus.scripts import Scripts
 from gateway.bus.sessions import parse_closed
+from gateway.session.errors import Unavailable
 from gateway.session.model import Closed, SessionKey
 
 _TIME = "return redis.call('TIME')"
@@ -53,6 +56,9 @@ class RedisErasure:
     async def settle(self, sessions: Sequence[SessionKey], user: str) -> None:
         """Returns when the servers have on their disks that they were erased, or cannot tell."""
         client = self._scripts.client
-        servers = {server_of(client, keys.session(key)): key for key in sessions}
+        try:
+            servers = {server_of(client, keys.session(key)): key for key in sessions}
+        except RedisClusterException:  # a slot is nobody's
+            raise Unavailable from None
         for key in servers.values():  # one speaks for all that were erased before
             await self._scripts.settle("erase", keys.session(key), user, "")

@@ -51,9 +51,9 @@ _PROBE_S = 4.0
 _CONFIRM_MS = 1000
 """How long the replicas may take; less than what bounds the whole call."""
 _FLUSH_MS = 2000
-"""How long the disk may take; usually it has everything within a second."""
+"""How long the disk is waited for; usually it has everything within a second."""
 _WAITING = 32
-"""Calls that wait for replicas hold a connection each; slow replicas leave some to the others."""
+"""Calls that wait for replicas or the disk hold a connection each; some are left to the others."""
 
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.05
@@ -235,21 +235,25 @@ class Scripts:
                 (command, script, 1, key, *arguments),
                 ("WAIT", replicas, _CONFIRM_MS),
             )
+        await self._raise_refusals(answers)
+        if answers[1] < replicas:
+            raise Unavailable("too few replicas of the message store confirmed it in time")
+        return answers[0]
+
+    async def _raise_refusals(self, answers: Sequence[Any]) -> None:
         for answer in answers:
             if isinstance(answer, MovedError):
                 await cast("Any", self.client).nodes_manager.move_slot(answer)
                 raise ConnectionError("the slot has moved")
             if isinstance(answer, ResponseError):
                 raise answer
-        if answers[1] < replicas:
-            raise Unavailable("too few replicas of the message store confirmed it in time")
-        return answers[0]
 
     async def settle(self, name: str, key: str, *arguments: Argument) -> None:
         """Returns when the server of `key` has on its disk what it was told up to now.
 
         Not every server can say so: it takes Redis 7.2 or Valkey, with an append-only file that is
-        flushed by policy. Others are not waited for.
+        flushed by policy. Others are not waited for, nor is a disk that takes too long: it is told
+        of in the log.
 
         Args:
             name: a script that writes something whenever it is called: WAITAOF, as WAIT, speaks of
@@ -258,9 +262,10 @@ class Scripts:
             arguments: see `key`.
 
         Raises:
-            Unavailable: the disk does not have it in time, or Redis does not answer.
+            Unavailable: Redis does not answer.
         """
         async with (
+            self._waiting,
             self.asking("settle", keys.tenant_of(key)),
             same_connection(self.client, key) as connection,
         ):
@@ -272,10 +277,12 @@ class Scripts:
                 ("EVAL", source(name), 1, key, *arguments),
                 ("WAITAOF", 1, 0, _FLUSH_MS),
             )
-            if isinstance(written, ResponseError):
-                raise written
-            if isinstance(flushed, list) and not flushed[0]:
-                raise Unavailable("the message store has not yet written it to its disk")
+            await self._raise_refusals([written])
+        if isinstance(flushed, list) and not flushed[0]:
+            logger.bind(**OF_NOBODY).warning(
+                "Redis has not yet written to its disk what was erased; it would come back if the"
+                " power failed now"
+            )
 
 
 async def _ask(connection: AbstractConnection, *commands: tuple[Argument, ...]) -> list[Any]:

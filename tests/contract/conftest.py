@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from loguru import logger
 from support.bus import QUICK, connected_bus, running_server
 from support.databases import PostgresServer, postgres_server
 
@@ -80,3 +81,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await migrate(database)
     yield database
     await database.close()
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What is logged."""
+    found: list[str] = []
+    sink = logger.add(lambda line: found.append(str(line)), format="{message} {extra}")
+    yield found
+    logger.remove(sink)

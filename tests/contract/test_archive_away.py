@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from loguru import logger
 from sqlalchemy import text
 from support.databases import PostgresServer, postgres_server
 from support.history import T0, begun, ended, message, rows, some_session
@@ -36,15 +35,6 @@ from gateway.session.model import SessionKey
 from gateway.telemetry.catalogue import PREFIX
 from gateway.telemetry.metrics import Telemetry
 from protocol.codes import ErrorCode
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    """What is logged."""
-    found: list[str] = []
-    sink = logger.add(lambda line: found.append(str(line)), format="{message} {extra}")
-    yield found
-    logger.remove(sink)
 
 
 @pytest.fixture(scope="module")

