@@ -121,7 +121,9 @@ async def _entered(
         why = f"no answer in {CONNECT_TIMEOUT_S:.0f} s"
     except Disconnected as error:
         if error.code == _UNREACHABLE:
-            raise _NotOpened(f"no gateway answers at {url}; is `make run` running?") from None
+            raise _NotOpened(
+                f"no gateway answers at {url}; is it running? --url names another"
+            ) from None
         if error.error is not None and error.error.code == ErrorCode.AGENT_NOT_FOUND:
             raise _NotOpened(f"{error.error.message} at {url}; is its worker running?") from None
         why = str(error)

@@ -164,6 +164,8 @@ class Conversation:
                 screen.note(f"(tool: {name})")
             case {"type": "RUN_ERROR"}:
                 screen.note(f"(failed: {event.get('code')}: {event.get('message')})")
+                if self._is_own(run_id) and not screen.interactive:
+                    self._code = 1
                 self._ended(run_id)
             case {"type": "RUN_FINISHED"}:
                 self._finished(run_id, event.get("outcome"))

@@ -38,7 +38,9 @@ async def test_the_python_client_loses_nothing_when_its_node_is_killed(counting:
         assert answers == [expected(150)]
 
 
-def chat_of(stack: Stack, *options: str, typed: str = "") -> "subprocess.CompletedProcess[str]":
+def chat_of(
+    stack: Stack, *options: str, typed: str = "", code: int = 0
+) -> "subprocess.CompletedProcess[str]":
     chat = subprocess.run(
         [sys.executable, "-m", "gateway.cli", "chat", "--url", stack.url, *options],
         input=typed,
@@ -47,12 +49,12 @@ def chat_of(stack: Stack, *options: str, typed: str = "") -> "subprocess.Complet
         timeout=50,
         check=False,
     )
-    assert chat.returncode == 0, chat.stderr
+    assert chat.returncode == code, chat.stderr
     return chat
 
 
 def test_chat_holds_a_conversation(stack: Stack) -> None:
-    chat = chat_of(stack, typed="hello there\n/tool\n/fail\n/help\n")
+    chat = chat_of(stack, typed="hello there\n/tool\n/fail\n/help\n", code=1)
     assert "“hello there”" in chat.stdout
     assert "/burst 1000" in chat.stdout
     assert "Traceback" not in chat.stderr

@@ -150,7 +150,7 @@ async def test_text_cannot_rule_the_terminal(server: ScriptedServer) -> None:
         await answers.say("r1", *hostile)
         await answers.fail("r1", "int\x1bernal", "bro\x1b]0;title\x07ken")
         code, out, err = await ending
-    assert (code, out) == (0, "a[2Jb31mcd\te\n\u202fü\n")
+    assert (code, out) == (1, "a[2Jb31mcd\te\n\u202fü\n")
     assert "(failed: internal: bro]0;titleken)" in err
     assert plain("".join(map(chr, range(0xA0)))) == "\t\n" + "".join(map(chr, range(0x20, 0x7F)))
 
