@@ -102,10 +102,19 @@ async function recall(mine, current) {
     await new Promise((resolve) => setTimeout(resolve, pauseMs));
     let more = true;
     try {
-      const response = await fetch(path);
-      const past = response.ok ? await response.json() : undefined;
+      /** @type {import("./conversation.js").Past[]} */
+      let past = [];
+      let response;
+      /** @type {any} */
+      let page;
+      do {
+        const before = page ? `&cursor=${encodeURIComponent(page.next_cursor)}` : "";
+        response = await fetch(path + before);
+        page = response.ok ? await response.json() : undefined;
+        past = [...(page?.messages ?? []), ...past];
+      } while (page?.next_cursor && current.beginsBefore(past));
       if (current !== conversation) return;
-      more = past ? current.recall(past.messages, past.next_cursor != null) : response.status >= 500;
+      more = page ? current.recall(past, page.next_cursor != null) : response.status >= 500;
     } catch {
       // The connection is lost: it may be back for the next look.
     }

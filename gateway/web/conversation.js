@@ -111,9 +111,18 @@ export class Conversation {
   }
 
   /**
+   * Whether what is shown begins before the first of these messages.
+   * @param {Past[]} past oldest first
+   */
+  beginsBefore(past) {
+    const { messages, byId } = this.transcript;
+    return past.length > 0 && messages[0]?.id !== past[0].message.id && byId.has(past[0].message.id);
+  }
+
+  /**
    * Notes how runs ended that this page did not see end, and that more was said than a snapshot
    * holds. Answers whether more is to be known later.
-   * @param {Past[]} past oldest first
+   * @param {Past[]} past oldest first; what is shown does not begin before it, unless it is all
    * @param {boolean} older there is more before it
    */
   recall(past, older) {

@@ -34,7 +34,9 @@ class Peer:
         self.snapshot: list[Frame] = []
         self.history: list[list[Frame]] = []
         """What the HTTP API answers of the messages, one request after the other."""
-        self.next_cursor: str | None = None
+        self.cursors: list[str] = []
+        """Where older ones are, said with each of those answers; missing: there are none."""
+        self.asked: list[str] = []
         self.seq = 0
         chat.page.route(f"{ORIGIN}/**", self._serve)
         chat.page.route_web_socket("ws://chat.test/ws", self._accept)
@@ -63,10 +65,12 @@ class Peer:
         raise AssertionError(f"no `{kind}` over connection {connection}: {self.received}")
 
     def _serve(self, route: Route) -> None:
-        path = route.request.url.removeprefix(ORIGIN).partition("?")[0]
+        path, _, query = route.request.url.removeprefix(ORIGIN).partition("?")
         if path.startswith("/api/"):
+            self.asked.append(query)
             messages = self.history.pop(0) if self.history else []
-            route.fulfill(json={"messages": messages, "next_cursor": self.next_cursor})
+            cursor = self.cursors.pop(0) if self.cursors else None
+            route.fulfill(json={"messages": messages, "next_cursor": cursor})
             return
         file = WEB / ("index.html" if path == "/" else path.removeprefix("/web/"))
         route.fulfill(body=file.read_bytes(), content_type=TYPES.get(file.suffix, "text/html"))
@@ -396,16 +400,34 @@ def test_a_long_chat_says_that_it_is_not_all_there(chat: ChatPage) -> None:
     whole = {"message": new, "run_id": "r2", "outcome": "cancelled"}
     peer = Peer(chat)
     peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [new]}]
-    peer.history, peer.next_cursor = [[whole]], "older"
+    peer.history, peer.cursors = [[whole]], ["older"]
     peer.start()
     said = chat.page.locator("#log .text, #log .note")
     expect(said).to_have_text(["Earlier messages are not shown", "new", "Stopped"])
-    peer.history, peer.next_cursor = [[earlier, whole]], None
+    peer.history = [[earlier, whole]]
     chat.page.reload()
     expect(said).to_have_text(["Earlier messages are not shown", "new", "Stopped"])
     peer.history = [[whole]]
     chat.page.reload()
     expect(said).to_have_text(["new", "Stopped"])
+
+
+def test_the_history_is_read_back_to_where_the_page_begins(chat: ChatPage) -> None:
+    """A snapshot may hold more than one page of it: only what lies before both is not shown."""
+    first, last = ({"id": name, "role": "assistant", "content": name} for name in ("first", "last"))
+    stopped = {"message": first, "run_id": "r1", "outcome": "cancelled"}
+    whole = {"message": last, "run_id": "r2", "outcome": "success"}
+    peer = Peer(chat)
+    peer.snapshot = [{"type": "MESSAGES_SNAPSHOT", "messages": [first, last]}]
+    peer.history, peer.cursors = [[whole], [stopped]], ["a=b"]
+    peer.start()
+    said = chat.page.locator("#log .text, #log .note")
+    expect(said).to_have_text(["first", "Stopped", "last"])
+    assert peer.asked == ["limit=200", "limit=200&cursor=a%3Db"]
+    peer.history, peer.cursors = [[whole], [stopped]], ["a=b", "c=d"]
+    chat.page.reload()
+    expect(said).to_have_text(["Earlier messages are not shown", "first", "Stopped", "last"])
+    assert len(peer.asked) == 4
 
 
 def test_every_question_is_answered_at_once(chat: ChatPage) -> None:
