@@ -272,7 +272,7 @@ function noteOf(said, following) {
   if (outcome !== "interrupt" || calls || !following) return undefined;
   return following.some(({ message }) => message.role === "user")
     ? { kind: "stopped", text: "The question was not answered" }
-    : { kind: "answer", text: "You replied to the question" };
+    : { kind: "answer", text: "You answered or dismissed the question" };
 }
 
 /** @param {number} n */

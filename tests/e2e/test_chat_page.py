@@ -363,7 +363,7 @@ def test_a_reload_keeps_how_answers_ended(chat: ChatPage) -> None:
         "The answer failed: it took too long",
         "ask",
         "One thing",
-        "You replied to the question",
+        "You answered or dismissed the question",
         "Thanks",
         "ask",
         "The question was not answered",
