@@ -122,7 +122,11 @@ def test_how_answers_ended_survives_a_reload(chat: ChatPage) -> None:
     expect(chat.answer).to_contain_text("Then listen")
     chat.finished()
     chat.page.reload()
-    for text in ("Stopped", "The answer failed: the agent failed", "You answered or dismissed the question"):
+    for text in (
+        "Stopped",
+        "The answer failed: the agent failed",
+        "You answered or dismissed the question",
+    ):
         expect(chat.notes.filter(has_text=text)).to_have_count(1)
 
 
