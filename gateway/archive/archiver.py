@@ -27,7 +27,7 @@ from gateway.session.archive import (
     Record,
     RunEnded,
 )
-from gateway.session.errors import Unavailable
+from gateway.session.errors import Rejected, Unavailable
 from gateway.session.model import SessionKey
 from gateway.session.ports import Clock
 
@@ -82,7 +82,7 @@ class Archiver:
                 ours, and no reason to set history aside: the entry waits.
             erased: whether a session of a user was erased. Raises `Unavailable`.
             erase: removes what lives of such a session, which Redis may have forgotten to be
-                erased. Raises `Unavailable`.
+                erased. Raises `Unavailable`, also where all else is done: it may want replicas.
             probe: telemetry.
             node: this one.
             partitions: how many journals there are.
@@ -204,11 +204,11 @@ class Archiver:
 
     async def _write_all(self, entries: Sequence[tuple[JournalEntry, Record]]) -> None:
         """Writes and forgets. One that cannot be written is found by halves: what the database will
-        never take is buried, and what we stumble over waits; neither holds up the others.
+        never take is buried, and what we stumble over waits; neither holds up the others. Nor does
+        a session that was erased and cannot be ended: what there is of it waits, too.
         """
         try:
-            for key, user in await self._write([record for _, record in entries]):
-                await self._erase(key, user)
+            erased = await self._write([record for _, record in entries])
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - it is looked at below
@@ -223,7 +223,28 @@ class Archiver:
             await self._write_all(entries[:middle])
             await self._write_all(entries[middle:])
             return
-        await self._journal.forget([entry.id for entry, _ in entries])
+        left = await self._end(erased)
+        waits = [entry for entry, record in entries if (key_of(record), record.user) in left]
+        ids = {entry.id for entry in waits}
+        await self._journal.forget([entry.id for entry, _ in entries if entry.id not in ids])
+        for entry in waits:
+            self._pass(entry)
+
+    async def _end(self, erased: Iterable[tuple[SessionKey, str]]) -> set[tuple[SessionKey, str]]:
+        """Removes what lives of sessions that were erased. Answers of which it could not."""
+        left = set(erased)
+        for key, user in random.sample(list(left), len(left)):  # none is always behind another
+            try:
+                await self._erase(key, user)
+            except Rejected:
+                continue
+            except Unavailable:
+                break  # each of the others would take its time, and those behind them wait
+            except Exception as error:  # noqa: BLE001 - its entries wait
+                self._report("an erased session could not be ended; its entries wait", error)
+                continue
+            left.remove((key, user))
+        return left
 
     def _pass(self, entry: JournalEntry) -> None:
         """Leaves it where it is, and reads on behind it, until it is time to try again.

@@ -135,7 +135,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise ConnectionError("too many requests on one connection")
         self._expect_within(BODY_TIMEOUT_S)
         super().on_headers_complete()
-        self._part = "body"  # the application knows of it
+        self._part = "body"
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body, which is the application's to bound."""
@@ -164,8 +164,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _count_refused(self, status: HTTPStatus) -> None:
-        """Once: a request that ends in its body is counted behind the application."""
-        if self._part == "body":
+        """Once: a request that ends in its body is counted behind the application, unless it waits
+        for the one before; then it never comes there.
+        """
+        waits = bool(self.pipeline) and self.pipeline[0][0] is self.cycle
+        if self._part == "body" and not waits:
             scope: Any = self.scope
             scope[REFUSED] = status.value
         else:

@@ -19,7 +19,7 @@ from gateway.session.archive import (
     Record,
     SessionOver,
 )
-from gateway.session.errors import Unavailable
+from gateway.session.errors import Rejected, Unavailable
 from gateway.session.model import SessionKey
 
 PARTITIONS = 128
@@ -152,7 +152,8 @@ class World:
         self.errors: list[Exception] = []
         self.erased: set[str] = set()
         self.ended: list[str] = []
-        self.erase_down = False
+        self.undying: dict[str, Exception] = {}
+        self.asked_to_end: list[str] = []
         self.unprepared = 0
         self.prepared = 0
 
@@ -168,8 +169,9 @@ class World:
 
     async def erase(self, key: SessionKey, user: str) -> None:
         assert user == "u"
-        if self.erase_down:
-            raise Unavailable
+        self.asked_to_end.append(key.session_id)
+        if key.session_id in self.undying:
+            raise self.undying[key.session_id]
         self.ended.append(key.session_id)
 
     def archiver(self, node: str = "n1", alive: Sequence[str] = ("n1",)) -> Archiver:
@@ -392,11 +394,11 @@ async def test_a_database_that_goes_while_a_bad_entry_is_sought_buries_nothing(w
     world.table.poison = {"s3"}
     write, calls = world.table.write, []
 
-    async def goes_away(records: Sequence[Record]) -> None:
+    async def goes_away(records: Sequence[Record]) -> list[tuple[SessionKey, str]]:
         calls.append(len(records))
         if len(calls) == 3:
             raise Unavailable
-        await write(records)
+        return await write(records)
 
     archiver = world.archiver()
     archiver._write = goes_away
@@ -479,22 +481,69 @@ async def test_a_bad_entry_of_an_erased_session_is_forgotten_not_set_aside(world
     assert ["s2" in why for why in world.journal.buried.values()] == [True]
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- what was erased ------------------------------------------------------------------------------
 
 
-async def test_what_lives_of_an_erased_session_is_removed_before_its_entry_is_forgotten(world):
+def waiting(world: World) -> list[str]:
+    return [record.key.session_id for record in world.journal.waiting.values()]
+
+
+async def test_what_lives_of_an_erased_session_is_removed_before_its_entry_is_forgotten(
+    world, monkeypatch
+):
     """Redis lost that it was erased, or the archive was away when somebody made it again."""
+    monkeypatch.setattr("gateway.archive.archiver.AGAIN_S", 0.0)
     for name in ("one", "gone", "two"):
         world.journal.add(name)
     world.table.erased = {"gone"}
-    world.erase_down = True
+    world.undying = {"gone": Unavailable()}
+    archiver = world.archiver()
+    for _ in range(2):
+        await archiver.archive()
+        assert waiting(world) == ["gone"]
+    world.undying = {}
+    await archiver.archive()
+    assert waiting(world) == []
+    assert world.ended == ["gone"]
+
+
+@pytest.mark.parametrize("fault", [Unavailable(), Rejected(), RuntimeError("a fault of ours")])
+async def test_an_erased_session_that_cannot_be_ended_holds_up_no_other(world, monkeypatch, fault):
+    """A replica that has to confirm it may be away for long; all else asks for none."""
+    monkeypatch.setattr("gateway.archive.archiver.AGAIN_S", 3600.0)
+    for number in range(2 * COUNT):
+        world.journal.add(f"s{number}", 3)
+    world.journal.add("other", 4)
+    world.table.erased = {"s7", "s8"}
+    world.undying = {"s7": fault}
+    if type(fault) is Unavailable:  # to all, and each would take its time
+        world.undying["s8"] = fault
+    archiver = world.archiver()
+    for _ in range(5):
+        await archiver.archive()
+    assert waiting(world) == list(world.undying)
+    assert len(world.table.rows) == 2 * COUNT + 1
+    assert sum(map(len, world.table.written)) == 2 * COUNT + 1, "each once"
+    assert len(world.asked_to_end) == (1 if "s8" in world.undying else 2)
+    assert world.errors == ([fault] if isinstance(fault, RuntimeError) else [])
+
+
+async def test_nothing_of_an_erased_session_is_passed_over_while_redis_is_away(world):
+    """All waits where it is, then, and is brought as soon as it is back."""
+    for name in ("one", "gone"):
+        world.journal.add(name)
+    world.table.erased = {"gone"}
+    world.undying = {"gone": Unavailable()}
+    world.journal.forget_down = True
     archiver = world.archiver()
     with pytest.raises(Unavailable):
         await archiver.archive()
-    assert len(world.journal.waiting) == 3
-    world.erase_down = False
-    await until_empty(world, archiver)
-    assert world.ended == ["gone"]
+    world.journal.forget_down, world.undying = False, {}
+    await archiver.archive()
+    assert waiting(world) == []
+
+
+# --- what is told ---------------------------------------------------------------------------------
 
 
 async def test_the_state_of_the_journals_is_told_while_the_database_is_away(world):

@@ -224,6 +224,10 @@ REFUSED = {
     "line ends": (b"\r\n" * 40_000, [("", "unmatched", 431)]),
     "behind another": (GET + b"\r\n" + b"garbage", [SERVED, NO_REQUEST]),
     "in the body": (POST + b"garbage", [("POST", "/api/v1/sessions", 400)]),
+    "in the body behind another": (
+        GET + b"\r\n" + POST + b"garbage",
+        [SERVED, ("POST", "unmatched", 400)],
+    ),
     "in the trailers": (
         POST + b"2\r\n{}\r\n0\r\n" + b"A: b\r\n" * 14_000,
         [("POST", "/api/v1/sessions", 431)],
