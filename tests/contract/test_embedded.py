@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from support.leaks import lives
 
+from gateway.bus import embedded
 from gateway.bus.connection import UnusableRedis
 from gateway.bus.embedded import embedded_server
 
@@ -23,6 +25,24 @@ async def process_id(url: str) -> int:
     async with Redis.from_url(url) as client:
         info: dict[str, Any] = await client.info()
     return int(info["process_id"])
+
+
+async def another_than(killed: int, url: str) -> int:
+    """The process of the server that is there again."""
+    async with asyncio.timeout(45):
+        while True:
+            with suppress(RedisError):
+                if (pid := await process_id(url)) != killed:
+                    return pid
+            await asyncio.sleep(0.02)
+
+
+def servers(folder: Path) -> list[int]:
+    """All that run on a folder."""
+    found = subprocess.run(
+        ["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in found.stdout.split()]
 
 
 async def test_it_is_up_at_once_and_gone_at_the_end(tmp_path: Path) -> None:
@@ -65,24 +85,88 @@ async def test_one_that_is_killed_is_told_of_and_started_again_with_its_data(
             killed = await process_id(url)
             os.kill(killed, signal.SIGKILL)
 
-            async def another() -> bool:
-                with suppress(RedisError):
-                    return await process_id(url) != killed
-                return False
-
-            deadline = time.monotonic() + 30
-            while not await another():
-                assert time.monotonic() < deadline, "it never came back"
-                await asyncio.sleep(0.02)
+            pid = await another_than(killed, url)
             async with Redis.from_url(url) as client:
                 assert await client.get("key") == b"value"
-            pid = await process_id(url)
             shown = subprocess.run(["ps", "-p", str(killed)], capture_output=True, check=False)
             assert shown.returncode, "not even a zombie"
     finally:
         logger.remove(sink)
     assert not lives(pid)
     assert said == ["the embedded server has ended; it is started again -9\n"]
+
+
+async def test_those_who_did_not_start_it_start_it_again_and_one_of_them_does(
+    tmp_path: Path,
+) -> None:
+    starter = embedded_server(tmp_path)
+    url = await starter.__aenter__()
+    async with AsyncExitStack() as joined:
+        for _ in range(3):
+            await joined.enter_async_context(embedded_server(tmp_path))
+        await starter.__aexit__(None, None, None)
+        pid = await process_id(url)
+        for _ in range(2):
+            async with Redis.from_url(url) as client:
+                await client.incr("times")
+            killed = pid
+            os.kill(killed, signal.SIGKILL)
+            pid = await another_than(killed, url)
+            assert servers(tmp_path) == [pid]
+        async with Redis.from_url(url) as client:
+            assert await client.get("times") == b"2"
+    assert not lives(pid)
+
+
+async def test_one_whose_folder_was_removed_is_started_again_empty(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path / "data") as url:
+        killed = await process_id(url)
+        shutil.rmtree(tmp_path / "data")
+        os.kill(killed, signal.SIGKILL)
+        pid = await another_than(killed, url)
+        async with embedded_server(tmp_path / "data") as joined:
+            assert await process_id(joined) == pid
+        assert lives(pid), "it is still used"
+    assert not lives(pid)
+
+
+@pytest.mark.parametrize("removed", ["socket", "folder"])
+async def test_a_server_that_cannot_be_reached_is_stopped_all_the_same(
+    tmp_path: Path, removed: str
+) -> None:
+    async with embedded_server(tmp_path / "data") as url:
+        pid = await process_id(url)
+        if removed == "socket":
+            (tmp_path / "data" / "valkey" / "valkey.sock").unlink()
+        else:
+            shutil.rmtree(tmp_path / "data")
+        left = time.monotonic()
+    assert time.monotonic() - left < 8, "it waited for an answer"
+    assert not lives(pid)
+
+
+async def test_a_server_that_hangs_is_killed_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_STOP_TIMEOUT_S", 0.2)
+    async with embedded_server(tmp_path) as url:
+        pid = await process_id(url)
+        os.kill(pid, signal.SIGSTOP)
+    assert not lives(pid)
+
+
+async def test_who_finds_the_folder_taken_is_told_by_which_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with embedded_server(tmp_path) as url:
+        pid = await process_id(url)
+        (tmp_path / "valkey" / "valkey.sock").unlink()
+        monkeypatch.setattr(embedded, "_START_TIMEOUT_S", 0.2)
+        with pytest.raises(UnusableRedis, match=rf"\(process {pid}\) does not answer"):
+            async with embedded_server(tmp_path):
+                pass
+        assert lives(pid), "another's is left alone"
+    assert not lives(pid)
 
 
 async def test_what_fails_meanwhile_comes_out_as_it_is(tmp_path: Path) -> None:
@@ -123,10 +207,7 @@ async def test_a_server_that_hangs_gets_no_twin(tmp_path: Path) -> None:
             with pytest.raises(TimeoutError):
                 async with joining, embedded_server(tmp_path):
                     pass
-            found = subprocess.run(
-                ["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=True
-            )
-            assert found.stdout.split() == [str(pid)]
+            assert servers(tmp_path) == [pid]
         finally:
             os.kill(pid, signal.SIGCONT)
         async with Redis.from_url(url) as client:
