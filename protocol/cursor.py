@@ -156,6 +156,7 @@ class ClientCore:
         self.token = token
         self.metadata = metadata
         self.on_detach: OnDetach = on_detach
+        self._ts = 0  # of the event at the cursor; 0: not known
         self._unanswered: dict[str, Command] = {}
         self._open_id: str | None = None
         self._attached = False
@@ -177,12 +178,17 @@ class ClientCore:
         self._open_id = open_id
         self._attached = False
         new = self.session_id is None
+        after = (
+            None
+            if new or self.cursor is None
+            else msgspec.structs.replace(self.cursor, ts=self._ts)
+        )
         return Open(
             id=open_id,
             token=self.token,
             agent=self.agent if new else None,
             session_id=self.session_id,
-            after=None if new else self.cursor,
+            after=after,
             traceparent=traceparent,
             metadata=self.metadata if new else None,
             on_detach=self.on_detach if new else "continue",
@@ -206,7 +212,7 @@ class ClientCore:
                 return self._opened(frame)
             case Snapshot():
                 events = [_event_object(raw) for raw in frame.events]
-                self.cursor = frame.cursor
+                self.cursor, self._ts = frame.cursor, 0
                 return [Replace(events)]
             case Ack():
                 self._unanswered.pop(frame.re, None)
@@ -284,6 +290,7 @@ class ClientCore:
             return [Broken(expected, first)]
         event = _event_object(frame.event)
         self.cursor = Cursor(self.cursor.epoch, frame.seq)
+        self._ts = frame.ts if first == frame.seq else 0
         return [Deliver(frame.run_id, frame.seq, frame.ts, event)]
 
     def _error(self, frame: Error) -> list[Outcome]:

@@ -31,11 +31,16 @@ RunStatus = Literal["pending", "queued", "running", "cancelling"]
 SessionState = Literal["idle", "queued", "running", "cancelling", "awaiting_input", "ended"]
 
 
-class Cursor(Struct, frozen=True):
-    """How far a client has read a session's log; a client stores it and sends it back as it is."""
+class Cursor(Struct, frozen=True, omit_defaults=True):
+    """How far a client has read a session's log; a client stores it and sends it back as it is.
+
+    A client may send the time of the event at `seq`, as that had it, as `ts`: after a loss another
+    event may have taken the number, and the server can tell by it.
+    """
 
     epoch: Annotated[str, Meta(min_length=1, max_length=64)]
     seq: Seq
+    ts: Seq = 0
 
 
 class RunInfo(Struct, frozen=True):

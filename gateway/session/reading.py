@@ -10,7 +10,7 @@ from gateway.session.errors import Refused, Unavailable
 from gateway.session.feed import Attachment, Feed
 from gateway.session.home import Homes
 from gateway.session.log import PAGE
-from gateway.session.model import SessionView
+from gateway.session.model import Seen, SessionView
 from gateway.session.ports import Sessions
 from gateway.session.snapshot import take_snapshot
 from gateway.session.wheel import Wheel
@@ -56,7 +56,7 @@ class Reading:
         """
         feed, reason = attachment.feed, ""
         if after is not None:
-            page = await self._sessions.read(feed.key, after, PAGE)
+            page = await self._sessions.read(feed.key, after, PAGE, seen=Seen(after.ts))
             if page.status == "ok":
                 attachment.resumed = True
                 attachment.epoch, attachment.seq = after.epoch, after.seq

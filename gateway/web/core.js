@@ -15,7 +15,7 @@ export const BACKOFF_CAP_MS = 30_000;
 export const STABLE_AFTER_MS = 5_000;
 
 /**
- * @typedef {{epoch: string, seq: number}} Cursor
+ * @typedef {{epoch: string, seq: number, ts?: number}} Cursor
  * @typedef {import("./transcript.js").AgUiEvent} AgUiEvent
  * @typedef {{type: string, [field: string]: any}} Frame  A frame of the wire, as JSON.
  * @typedef {Frame & {id: string}} Command  A client frame that the server answers.
@@ -85,6 +85,7 @@ export class ClientCore {
     this.metadata = metadata;
     this.onDetach = onDetach;
     this.attached = false;
+    this._ts = 0; // of the event at the cursor; 0: not known
     /** @type {Map<string, Command>} */
     this._unanswered = new Map();
     /** @type {string | undefined} */
@@ -116,7 +117,7 @@ export class ClientCore {
     if (this.token) open.token = this.token;
     if (this.sessionId) {
       open.session_id = this.sessionId;
-      if (this.cursor) open.after = this.cursor;
+      if (this.cursor) open.after = this._ts ? { ...this.cursor, ts: this._ts } : this.cursor;
     } else {
       open.agent = this.agent;
       if (this.metadata) open.metadata = this.metadata;
@@ -148,6 +149,7 @@ export class ClientCore {
         return this._opened(frame);
       case "snapshot":
         this.cursor = frame.cursor;
+        this._ts = 0;
         return [{ kind: "replace", events: frame.events }];
       case "ack":
         this._unanswered.delete(frame.re);
@@ -220,6 +222,7 @@ export class ClientCore {
     const first = frame.from ?? frame.seq;
     if (first !== expectedSeq) return [{ kind: "broken", expectedSeq, gotSeq: first }];
     this.cursor = { epoch: this.cursor.epoch, seq: frame.seq };
+    this._ts = first === frame.seq ? frame.ts : 0;
     const { seq, run_id: runId, ts, event } = frame;
     return [{ kind: "deliver", seq, runId, ts, event }];
   }

@@ -319,7 +319,7 @@ async def test_a_lost_connection_is_resumed_in_mid_answer(
         peer = await server.accept()
         assert peer.hello["session_id"] == "s1"
         assert "agent" not in peer.hello
-        assert peer.hello["after"] == {"epoch": "e1", "seq": 2}
+        assert peer.hello["after"] == {"epoch": "e1", "seq": 2, "ts": 1}
         await peer.event(2, delta("a"))  # a duplicate
         await peer.event(4, delta("bc"), **{"from": 3})  # merged while we were away
         await peer.event(5, finished())
@@ -335,7 +335,7 @@ async def test_a_gap_is_repaired_by_a_new_connection(server: ScriptedServer) -> 
         await peer.event(1, started())
         await peer.event(3, delta("b"))
         peer = await server.accept()
-        assert peer.hello["after"] == {"epoch": "e1", "seq": 1}
+        assert peer.hello["after"] == {"epoch": "e1", "seq": 1, "ts": 1}
         await peer.event(2, delta("a"))
         await peer.event(3, delta("b"))
         await peer.event(4, finished())

@@ -290,6 +290,21 @@ def test_an_old_session_is_resumed_from_the_given_cursor() -> None:
     assert core.cursor == Cursor("e", 7)
 
 
+def test_the_server_can_tell_whether_another_event_has_taken_the_number() -> None:
+    """By the time of the event at the cursor, unless that came in a snapshot, or merged."""
+    core = ClientCore(session_id="s", cursor=Cursor("e", 7))
+    core.connected("o")
+    core.receive(opened(resumed=True))
+    core.receive(Event(8, 500, "r", raw({})))
+    assert core.cursor == Cursor("e", 8)
+    assert core.connected("o2").after == Cursor("e", 8, ts=500)
+    core.receive(Event(10, 700, "r", raw({}), first_seq=9))
+    assert core.connected("o3").after == Cursor("e", 10)
+    core.receive(Event(11, 800, "r", raw({})))
+    core.receive(Snapshot(Cursor("e2", 11), []))
+    assert core.connected("o4").after == Cursor("e2", 11)
+
+
 def test_the_cursor_of_opened_does_not_count_before_the_snapshot() -> None:
     """A connection lost between `opened` and `snapshot` must not skip what the snapshot held."""
     core = ClientCore(session_id="s", cursor=Cursor("old", 7))

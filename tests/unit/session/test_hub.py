@@ -389,6 +389,7 @@ async def test_a_join_without_redis_is_refused_and_leaves_nothing(world):
         (Cursor("e0", 3), "epoch_changed"),
         (Cursor("e1", 1), "cursor_too_old"),
         (Cursor("e1", 9), "writes_lost"),
+        (Cursor("e1", 4, ts=7), "writes_lost"),  # another event has taken its number
     ],
 )
 async def test_a_cursor_that_cannot_be_continued_is_told(world, cursor, reason):
