@@ -178,11 +178,9 @@ class ClientCore:
         self._open_id = open_id
         self._attached = False
         new = self.session_id is None
-        after = (
-            None
-            if new or self.cursor is None
-            else msgspec.structs.replace(self.cursor, ts=self._ts)
-        )
+        after = None if new else self.cursor
+        if after is not None:
+            after = Cursor(after.epoch, after.seq, self._ts)
         return Open(
             id=open_id,
             token=self.token,
