@@ -54,7 +54,7 @@ class RedisErasure:
         )
 
     async def settle(self, sessions: Sequence[SessionKey], user: str) -> None:
-        """Returns when the servers have on their disks that they were erased; see `Scripts.settle`."""
+        """Returns when the servers have on their disks it; see `Scripts.settle`."""
         client = self._scripts.client
         try:
             servers = {server_of(client, keys.session(key)): key for key in sessions}

@@ -258,7 +258,7 @@ class Erasure(Protocol):
         ...
 
     async def settle(self, sessions: Sequence[SessionKey], user: str) -> None:
-        """Returns when Redis has on its disk what was erased of the user, is slow, or cannot tell."""
+        """Returns when Redis has on its disk what was erased, is slow, or cannot tell."""
         ...
 
 
